@@ -1,0 +1,1 @@
+//! End-to-end tests of Coracle against real parts; see `tests/tests/`.
