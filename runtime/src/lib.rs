@@ -1,1 +1,11 @@
-//! Runtime.
+//! Images, the layer store, containers, the shim that holds them, and their network.
+//!
+//! What is wanted comes in as plain data ([`container::ContainerSpec`], a reference, a network definition); what is,
+//! is read back from the shim, the store and the kernel. Deciding belongs to `agent`.
+//!
+//! **Invariant.** Only `container/libcontainer.rs` names libcontainer, and only the shim's workers call it.
+#![deny(unsafe_code)]
+
+pub mod container;
+pub mod shim;
+mod sys;

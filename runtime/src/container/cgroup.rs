@@ -1,0 +1,133 @@
+//! The cgroups of a container, beside what libcontainer does: kill all, count OOM kills, a child for a health check.
+//!
+//! On cgroup v2 there is one hierarchy; on v1 and hybrid set-ups one for each controller, below `/sys/fs/cgroup`.
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const MOUNT: &str = "/sys/fs/cgroup";
+
+/// Rounds of killing before giving up on processes that cannot die (a stuck file system).
+const KILL_ROUNDS: usize = 200;
+
+/// Pause between two rounds: a killed process needs a moment to be gone.
+const KILL_PAUSE: Duration = Duration::from_millis(5);
+
+/// v1 controllers in which a container's processes are looked for, best first.
+const V1_TRACKERS: &[&str] = &["pids", "freezer", "memory", "cpu", "devices"];
+
+/// The folder that lists the processes of `cgroup`.
+fn tracker(cgroup: &str) -> Option<PathBuf> {
+    let relative = cgroup.trim_start_matches('/');
+    if is_v2() {
+        return Some(Path::new(MOUNT).join(relative));
+    }
+    let folder = |controller| Path::new(MOUNT).join(controller).join(relative);
+    V1_TRACKERS.iter().map(folder).find(|folder| folder.is_dir())
+}
+
+/// One hierarchy for everything.
+pub fn is_v2() -> bool {
+    Path::new(MOUNT).join("cgroup.controllers").exists()
+}
+
+/// The folder of one controller for `cgroup`.
+pub fn controller(cgroup: &str, name: &str) -> PathBuf {
+    let relative = cgroup.trim_start_matches('/');
+    if is_v2() {
+        Path::new(MOUNT).join(relative)
+    } else {
+        Path::new(MOUNT).join(name).join(relative)
+    }
+}
+
+/// Number of processes of the cgroup that the kernel killed because memory ran out, and the highest use in bytes.
+///
+/// From `memory.events` on v2 (Documentation/admin-guide/cgroup-v2.rst), `memory.oom_control` on v1.
+pub fn oom_kills(cgroup: &str) -> u64 {
+    let folder = controller(cgroup, "memory");
+    let file = if is_v2() {
+        "memory.events"
+    } else {
+        "memory.oom_control"
+    };
+    let text = std::fs::read_to_string(folder.join(file)).unwrap_or_default();
+    text.lines()
+        .filter_map(|line| line.strip_prefix("oom_kill "))
+        .find_map(|count| count.trim().parse().ok())
+        .unwrap_or(0)
+}
+
+/// Processes of `folder` and the cgroups below it.
+fn processes(folder: &Path) -> Vec<i32> {
+    let text = std::fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+    let mut pids: Vec<i32> = text
+        .lines()
+        .filter_map(|line| line.parse().ok())
+        .filter(|&pid| pid > 0)
+        .collect();
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            pids.extend(processes(&entry.path()));
+        }
+    }
+    pids
+}
+
+/// Sends SIGKILL to every process of the cgroup, once; does not wait.
+pub fn kill_all(cgroup: &str) {
+    let Some(folder) = tracker(cgroup) else { return };
+    if std::fs::write(folder.join("cgroup.kill"), "1").is_err() {
+        kill_processes(&folder, 0);
+    }
+}
+
+fn kill_processes(folder: &Path, spared: i32) -> usize {
+    let pids: Vec<i32> = processes(folder)
+        .into_iter()
+        .filter(|&pid| pid != spared)
+        .collect();
+    for &pid in &pids {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+    pids.len()
+}
+
+fn child(cgroup: &str, number: u64) -> Option<PathBuf> {
+    tracker(cgroup).map(|folder| folder.join(format!("exec-{number}")))
+}
+
+/// Moves a command's process into a cgroup of its own, so that everything it starts can be found again.
+pub fn place_in_child(cgroup: &str, number: u64, pid: i32) {
+    let Some(folder) = child(cgroup, number) else {
+        return;
+    };
+    let placed = std::fs::create_dir_all(&folder)
+        .and_then(|()| std::fs::write(folder.join("cgroup.procs"), pid.to_string()));
+    if let Err(error) = placed {
+        tracing::warn!(folder = %folder.display(), %error, "a command has no cgroup of its own");
+    }
+}
+
+/// Kills a command's processes, but not the reaper that is to reap them. Does not wait.
+pub fn kill_child_but(cgroup: &str, number: u64, reaper: i32) {
+    if let Some(folder) = child(cgroup, number) {
+        kill_processes(&folder, reaper);
+    }
+}
+
+/// Kills what is left of a command and removes its cgroup. Waits, bounded.
+pub fn remove_child(cgroup: &str, number: u64) {
+    let Some(folder) = child(cgroup, number) else {
+        return;
+    };
+    for _ in 0..KILL_ROUNDS {
+        kill_processes(&folder, 0);
+        match std::fs::remove_dir(&folder) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => std::thread::sleep(KILL_PAUSE),
+            _ => return,
+        }
+    }
+}

@@ -1,0 +1,387 @@
+//! From our description to the OCI runtime configuration that libcontainer reads. Pure.
+
+use super::accounts::Identity;
+use super::spec::{ContainerSpec, ExecSpec, MountSpec, ProcessSpec, SharedNamespace, SourceSpec};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+
+/// Version of the OCI runtime specification that the generated document follows.
+const OCI_VERSION: &str = "1.0.2";
+
+/// Paths of `/proc` and `/sys` that tell about or steer the host; the list of Docker's and Podman's defaults.
+const MASKED: &[&str] = &[
+    "/proc/asound",
+    "/proc/acpi",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+];
+
+/// Paths of `/proc` that are shown but cannot be written.
+const READ_ONLY: &[&str] = &[
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+];
+
+/// Device nodes that every container may use: null, zero, full, random, urandom, tty, ptmx and its own terminals.
+const DEFAULT_DEVICES: &[(i64, Option<i64>)] = &[
+    (1, Some(3)),
+    (1, Some(5)),
+    (1, Some(7)),
+    (1, Some(8)),
+    (1, Some(9)),
+    (5, Some(0)),
+    (5, Some(2)),
+    (136, None),
+];
+
+/// A device node whose numbers were looked up on the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceNode {
+    /// Path in the container.
+    pub path: String,
+    /// `c` or `b`.
+    pub kind: char,
+    /// Major number.
+    pub major: i64,
+    /// Minor number.
+    pub minor: i64,
+    /// Mode bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Some of `r`, `w`, `m`.
+    pub access: String,
+}
+
+/// What the worker found out before it writes the configuration.
+#[derive(Debug, Clone)]
+pub struct Resolved {
+    /// Where the overlay is mounted.
+    pub root: PathBuf,
+    /// Who the process runs as.
+    pub identity: Identity,
+    /// Mount points without links, in the order of [`ContainerSpec::mounts`], then of `files`.
+    pub targets: Vec<PathBuf>,
+    /// Path of the network namespace; `None`: the host's.
+    pub network: Option<PathBuf>,
+    /// Paths of another container's namespaces.
+    pub pid: Option<PathBuf>,
+    /// As `pid`.
+    pub ipc: Option<PathBuf>,
+    /// Device nodes.
+    pub devices: Vec<DeviceNode>,
+}
+
+/// The whole `config.json`.
+pub fn config(spec: &ContainerSpec, resolved: &Resolved) -> Value {
+    let mut config = json!({
+        "ociVersion": OCI_VERSION,
+        "process": process(&spec.process, &resolved.identity),
+        "root": { "path": resolved.root, "readonly": spec.read_only },
+        "mounts": mounts(spec, resolved),
+        "annotations": spec.annotations,
+        "linux": linux(spec, resolved),
+    });
+    if let Some(hostname) = &spec.hostname {
+        config["hostname"] = json!(hostname);
+    }
+    if let Some(domainname) = &spec.domainname {
+        config["domainname"] = json!(domainname);
+    }
+    config
+}
+
+/// The `process` object of a container's main process.
+pub fn process(process: &ProcessSpec, identity: &Identity) -> Value {
+    let capabilities: Vec<String> = process
+        .capabilities
+        .iter()
+        .map(|name| format!("CAP_{name}"))
+        .collect();
+    let mut value = json!({
+        "terminal": process.tty,
+        "user": { "uid": identity.uid, "gid": identity.gid, "additionalGids": identity.groups },
+        "args": process.args,
+        "env": process.env.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>(),
+        "cwd": process.cwd,
+        // A user other than root keeps the bounding set only: capabilities(7), and CVE-2022-29162 for the empty
+        // inheritable set.
+        "capabilities": {
+            "bounding": capabilities,
+            "effective": if identity.uid == 0 { capabilities.clone() } else { Vec::new() },
+            "permitted": if identity.uid == 0 { capabilities.clone() } else { Vec::new() },
+            "inheritable": [],
+            "ambient": [],
+        },
+        "rlimits": process.rlimits.iter().map(|limit| json!({
+            "type": format!("RLIMIT_{}", limit.name.to_uppercase()),
+            "soft": limit.soft as u64,
+            "hard": limit.hard as u64,
+        })).collect::<Vec<_>>(),
+    });
+    // libcontainer treats a present `false` as something else than an absent field.
+    if process.no_new_privileges {
+        value["noNewPrivileges"] = json!(true);
+    }
+    value
+}
+
+/// The process of a command: the container's own, with what the command changes.
+pub fn exec_process(container: &ProcessSpec, exec: &ExecSpec) -> ProcessSpec {
+    let mut process = container.clone();
+    process.args.clone_from(&exec.args);
+    process.tty = exec.tty;
+    for (name, value) in &exec.env {
+        process.env.retain(|(known, _)| known != name);
+        process.env.push((name.clone(), value.clone()));
+    }
+    if let Some(cwd) = &exec.cwd {
+        process.cwd.clone_from(cwd);
+    }
+    if let Some(user) = &exec.user {
+        process.user.clone_from(user);
+    }
+    process
+}
+
+fn mounts(spec: &ContainerSpec, resolved: &Resolved) -> Vec<Value> {
+    let mut mounts = system_mounts(spec);
+    let wanted = spec.mounts.iter().zip(&resolved.targets);
+    mounts.extend(wanted.map(|(mount, target)| user_mount(mount, target)));
+    let files = spec
+        .files
+        .iter()
+        .zip(resolved.targets.iter().skip(spec.mounts.len()));
+    mounts.extend(files.map(|(file, target)| {
+        let access = if file.writable { "rw" } else { "ro" };
+        bind(
+            &file.path,
+            target,
+            &["bind", "rprivate", "nosuid", "nodev", "noexec", access],
+        )
+    }));
+    mounts
+}
+
+fn system_mounts(spec: &ContainerSpec) -> Vec<Value> {
+    let sys_access = if spec.privileged { "rw" } else { "ro" };
+    let mut mounts = vec![
+        mount("proc", "proc", "/proc", &["nosuid", "noexec", "nodev"]),
+        mount(
+            "tmpfs",
+            "tmpfs",
+            "/dev",
+            &["nosuid", "strictatime", "mode=755", "size=65536k"],
+        ),
+        mount(
+            "devpts",
+            "devpts",
+            "/dev/pts",
+            &[
+                "nosuid",
+                "noexec",
+                "newinstance",
+                "ptmxmode=0666",
+                "mode=0620",
+                "gid=5",
+            ],
+        ),
+        mount(
+            "sysfs",
+            "sysfs",
+            "/sys",
+            &["nosuid", "noexec", "nodev", sys_access],
+        ),
+    ];
+    if spec.ipc == SharedNamespace::Host {
+        mounts.push(bind(
+            Path::new("/dev/shm"),
+            Path::new("/dev/shm"),
+            &["rbind", "nosuid", "noexec", "nodev"],
+        ));
+    } else {
+        let size = format!("size={}", spec.shm_size);
+        mounts.push(mount(
+            "tmpfs",
+            "shm",
+            "/dev/shm",
+            &["nosuid", "noexec", "nodev", "mode=1777", &size],
+        ));
+        mounts.push(mount(
+            "mqueue",
+            "mqueue",
+            "/dev/mqueue",
+            &["nosuid", "noexec", "nodev"],
+        ));
+    }
+    mounts
+}
+
+fn user_mount(wanted: &MountSpec, target: &Path) -> Value {
+    let access = if wanted.read_only { "ro" } else { "rw" };
+    match &wanted.source {
+        SourceSpec::Volume { folder, subpath, .. } => {
+            bind(&folder.join(subpath), target, &["bind", "rprivate", access])
+        }
+        SourceSpec::Bind { path, propagation } => bind(
+            path,
+            target,
+            &["rbind", propagation.as_deref().unwrap_or("rprivate"), access],
+        ),
+        SourceSpec::Tmpfs { size, mode } => {
+            let mut options = vec![
+                "nosuid".to_owned(),
+                "nodev".to_owned(),
+                "noexec".to_owned(),
+                access.to_owned(),
+            ];
+            options.push(format!("mode={:o}", mode.unwrap_or(0o1777)));
+            options.extend(size.map(|size| format!("size={size}")));
+            json!({ "destination": target, "type": "tmpfs", "source": "tmpfs", "options": options })
+        }
+    }
+}
+
+fn mount(kind: &str, source: &str, target: &str, options: &[&str]) -> Value {
+    json!({ "destination": target, "type": kind, "source": source, "options": options })
+}
+
+fn bind(source: &Path, target: &Path, options: &[&str]) -> Value {
+    json!({ "destination": target, "type": "bind", "source": source, "options": options })
+}
+
+fn linux(spec: &ContainerSpec, resolved: &Resolved) -> Value {
+    let devices: Vec<Value> = resolved
+        .devices
+        .iter()
+        .map(|node| {
+            json!({ "path": node.path, "type": node.kind.to_string(), "major": node.major, "minor": node.minor,
+                    "fileMode": node.mode, "uid": node.uid, "gid": node.gid })
+        })
+        .collect();
+    let none: &[&str] = &[];
+    json!({
+        "cgroupsPath": spec.cgroup,
+        "namespaces": namespaces(spec, resolved),
+        "resources": resources(spec, resolved),
+        "devices": devices,
+        "sysctl": spec.sysctls,
+        "rootfsPropagation": "rslave",
+        "maskedPaths": if spec.privileged { none } else { MASKED },
+        "readonlyPaths": if spec.privileged { none } else { READ_ONLY },
+    })
+}
+
+fn namespaces(spec: &ContainerSpec, resolved: &Resolved) -> Vec<Value> {
+    let mut namespaces = vec![json!({ "type": "mount" })];
+    if let Some(path) = &resolved.network {
+        namespaces.push(json!({ "type": "network", "path": path }));
+    }
+    for (kind, wanted, path) in [
+        ("pid", &spec.pid, &resolved.pid),
+        ("ipc", &spec.ipc, &resolved.ipc),
+    ] {
+        match (wanted, path) {
+            (SharedNamespace::Host, _) => {}
+            (SharedNamespace::Container(_), Some(path)) => {
+                namespaces.push(json!({ "type": kind, "path": path }))
+            }
+            _ => namespaces.push(json!({ "type": kind })),
+        }
+    }
+    if spec.hostname.is_some() {
+        namespaces.push(json!({ "type": "uts" }));
+    }
+    if !spec.host_cgroup_namespace {
+        namespaces.push(json!({ "type": "cgroup" }));
+    }
+    namespaces
+}
+
+fn resources(spec: &ContainerSpec, resolved: &Resolved) -> Value {
+    let limits = &spec.limits;
+    let mut memory = json!({});
+    for (name, value) in [
+        ("limit", limits.memory),
+        ("reservation", limits.memory_reservation),
+        ("swap", limits.memory_swap),
+        (
+            "swappiness",
+            limits
+                .memory_swappiness
+                .and_then(|value| i64::try_from(value).ok()),
+        ),
+    ] {
+        if let Some(value) = value {
+            memory[name] = json!(value);
+        }
+    }
+    if limits.oom_kill_disable {
+        memory["disableOOMKiller"] = json!(true);
+    }
+    let mut cpu = json!({});
+    for (name, value) in [
+        ("shares", json!(limits.cpu.shares)),
+        ("quota", json!(limits.cpu.quota)),
+        ("period", json!(limits.cpu.period)),
+        ("cpus", json!(limits.cpu.cpus)),
+    ] {
+        if !value.is_null() {
+            cpu[name] = value;
+        }
+    }
+    let mut resources = json!({ "devices": device_rules(spec, resolved), "memory": memory, "cpu": cpu });
+    if let Some(pids) = limits.pids {
+        resources["pids"] = json!({ "limit": pids });
+    }
+    resources
+}
+
+fn device_rules(spec: &ContainerSpec, resolved: &Resolved) -> Vec<Value> {
+    if spec.privileged {
+        return vec![json!({ "allow": true, "access": "rwm" })];
+    }
+    let mut rules = vec![json!({ "allow": false, "access": "rwm" })];
+    for (major, minor) in DEFAULT_DEVICES {
+        let mut rule = json!({ "allow": true, "type": "c", "major": major, "access": "rwm" });
+        if let Some(minor) = minor {
+            rule["minor"] = json!(minor);
+        }
+        rules.push(rule);
+    }
+    for node in &resolved.devices {
+        rules.push(
+            json!({ "allow": true, "type": node.kind.to_string(), "major": node.major, "minor": node.minor,
+                           "access": node.access }),
+        );
+    }
+    rules.extend(spec.device_rules.iter().filter_map(|rule| written_rule(rule)));
+    rules
+}
+
+/// A rule as Compose writes it: `c 1:3 rwm`, numbers or `*`.
+fn written_rule(rule: &str) -> Option<Value> {
+    let mut words = rule.split_whitespace();
+    let (kind, numbers, access) = (words.next()?, words.next()?, words.next()?);
+    let (major, minor) = numbers.split_once(':')?;
+    let mut value = json!({ "allow": true, "type": kind, "access": access });
+    for (name, number) in [("major", major), ("minor", minor)] {
+        if number != "*" {
+            value[name] = json!(number.parse::<i64>().ok()?);
+        }
+    }
+    Some(value)
+}

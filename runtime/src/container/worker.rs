@@ -1,0 +1,488 @@
+//! The deeds of the shim's short-lived workers: start a container, run a command in it, delete it.
+//!
+//! A worker is a fork of the shim. It may block, change its folder, leak descriptors and die: it ends after one deed.
+
+use super::accounts::{AccountError, Accounts, Identity, MAX_ACCOUNT_FILE};
+use super::libcontainer::{self, Io, Launch, Stdio};
+use super::oci::{self, DeviceNode, Resolved};
+use super::program::NotRunnable;
+use super::rootfs::{self, Kind, Root, RootError};
+use super::spec::{
+    ContainerSpec, DeviceSpec, ExecSpec, NetworkNamespace, SPEC_FILE, SharedNamespace, SourceSpec,
+};
+use super::volume;
+use crate::shim::{Failure, FailureKind};
+use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
+use std::io::Read;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+/// Bytes of a container's description; a service with hundreds of mounts stays far below.
+const MAX_SPEC: u64 = 1024 * 1024;
+
+/// Folders of the shim, all on a tmpfs where there is one.
+#[derive(Debug, Clone)]
+pub struct Folders {
+    /// One folder a container: description, bundle.
+    pub containers: PathBuf,
+    /// libcontainer's own state.
+    pub libcontainer: PathBuf,
+    /// Empty; workers mount their container's root here, each in a mount namespace of its own.
+    pub root: PathBuf,
+}
+
+/// What a worker made.
+#[derive(Debug)]
+pub struct Made {
+    /// Process id on the host.
+    pub pid: i32,
+    /// The terminal's master.
+    pub terminal: Option<OwnedFd>,
+}
+
+/// Where the process's output goes.
+#[derive(Debug)]
+pub enum Output {
+    /// To these descriptors.
+    Stdio(Stdio),
+    /// To a terminal made in the container.
+    Terminal,
+}
+
+fn internal(what: impl std::fmt::Display) -> impl FnOnce(Errno) -> Failure {
+    move |errno| failure(errno, format!("{what}: {}", errno.desc()))
+}
+
+fn failure(errno: Errno, message: String) -> Failure {
+    let kind = match errno {
+        Errno::ENOSPC | Errno::EDQUOT => FailureKind::NoSpace,
+        Errno::ENOENT => FailureKind::NotFound,
+        _ => FailureKind::Internal,
+    };
+    Failure::new(kind, message)
+}
+
+fn io_failure(what: &str, path: &Path, error: &std::io::Error) -> Failure {
+    let errno = Errno::from_raw(error.raw_os_error().unwrap_or(0));
+    failure(errno, format!("{what} {}: {error}", path.display()))
+}
+
+impl From<RootError> for Failure {
+    fn from(error: RootError) -> Self {
+        match &error {
+            RootError::System { source, .. } => failure(*source, format!("{error}: {}", source.desc())),
+            _ => Self::new(FailureKind::Refused, error.to_string()),
+        }
+    }
+}
+
+impl From<AccountError> for Failure {
+    fn from(error: AccountError) -> Self {
+        Self::new(FailureKind::Refused, error.to_string())
+    }
+}
+
+/// Joins an error's layers into one line: libcontainer's outer messages say little.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let text = cause.to_string();
+        if !line.contains(&text) {
+            line = format!("{line}: {text}");
+        }
+        source = cause.source();
+    }
+    line
+}
+
+/// Reads the description of a container.
+///
+/// # Errors
+/// When there is none, or it is not ours.
+pub fn read_spec(folders: &Folders, id: &str) -> Result<ContainerSpec, Failure> {
+    let path = folders.containers.join(id).join(SPEC_FILE);
+    let mut text = Vec::new();
+    std::fs::File::open(&path)
+        .and_then(|file| file.take(MAX_SPEC).read_to_end(&mut text))
+        .map_err(|error| io_failure("reading", &path, &error))?;
+    let spec: ContainerSpec = serde_json::from_slice(&text)
+        .map_err(|error| Failure::new(FailureKind::Refused, format!("{}: {error}", path.display())))?;
+    if spec.id != id {
+        return Err(Failure::new(
+            FailureKind::Refused,
+            format!("{}: describes {:?}", path.display(), spec.id),
+        ));
+    }
+    Ok(spec)
+}
+
+/// Creates and starts a container. `namespace` is the path of its network namespace; `pid_of` finds the main process
+/// of another container.
+///
+/// # Errors
+/// One line with the reason; nothing of the container is left then but what [`delete`] removes.
+pub fn start(
+    folders: &Folders,
+    spec: &ContainerSpec,
+    output: Output,
+    namespace: Option<PathBuf>,
+    pid_of: impl Fn(&str) -> Option<i32>,
+) -> Result<Made, Failure> {
+    private_mounts()?;
+    rootfs::mount_overlay(&spec.lower, &spec.upper, &spec.work, &folders.root)?;
+    let root = Root::open(&folders.root)?;
+    root.refuse_linked_system_folders()?;
+    let accounts = read_accounts(&root)?;
+    let identity = accounts.resolve(&spec.process.user, &spec.process.group_add)?;
+    let resolved = Resolved {
+        targets: make_targets(&root, &folders.root, spec)?,
+        root: folders.root.clone(),
+        network: match &spec.network {
+            NetworkNamespace::Host => None,
+            NetworkNamespace::Held(_) => namespace,
+        },
+        pid: namespace_of(&spec.pid, "pid", &pid_of)?,
+        ipc: namespace_of(&spec.ipc, "ipc", &pid_of)?,
+        devices: spec.devices.iter().map(device_node).collect::<Result<_, _>>()?,
+        identity: identity.clone(),
+    };
+    make_working_folder(&root, spec)?;
+    let bundle = folders.containers.join(&spec.id);
+    write_json(&bundle.join("config.json"), &oci::config(spec, &resolved))?;
+    // A crash of the shim may have left this: then its processes are gone too.
+    libcontainer::delete(&spec.id, &folders.libcontainer)
+        .map_err(|error| Failure::new(FailureKind::Internal, chain(&error)))?;
+    launch_main(folders, spec, &identity, &bundle, output)
+}
+
+fn launch_main(
+    folders: &Folders,
+    spec: &ContainerSpec,
+    identity: &Identity,
+    bundle: &Path,
+    output: Output,
+) -> Result<Made, Failure> {
+    let (report, report_write) = crate::shim::pipe().map_err(internal("making a pipe"))?;
+    let launch = Launch {
+        env: environment(&spec.process.env, identity, spec.process.tty),
+        reaper: spec.init,
+        report: report_write.as_raw_fd(),
+        gate: None,
+    };
+    let (io, console) = io_for(output, bundle)?;
+    let created = libcontainer::create(&spec.id, &folders.libcontainer, bundle, launch, io)
+        .map_err(|error| Failure::new(FailureKind::Internal, chain(&error)))?;
+    let pid = created.pid;
+    set_oom_score(pid, spec.process.oom_score_adj)?;
+    created
+        .start()
+        .map_err(|error| Failure::new(FailureKind::Internal, chain(&error)))?;
+    drop(report_write);
+    wait_until_running(&report)?;
+    Ok(Made {
+        pid,
+        terminal: console.map(|socket| receive_terminal(&socket)).transpose()?,
+    })
+}
+
+/// Runs a command in a running container. `cgroup` moves the process before its program runs.
+///
+/// # Errors
+/// One line with the reason.
+pub fn exec(
+    folders: &Folders,
+    id: &str,
+    exec: &ExecSpec,
+    output: Output,
+    main_pid: i32,
+    number: u64,
+    place: impl FnOnce(i32),
+) -> Result<Made, Failure> {
+    let spec = read_spec(folders, id)?;
+    let bundle = folders.containers.join(id);
+    let mut process = oci::exec_process(&spec.process, exec);
+    if exec.privileged {
+        process.capabilities = all_capabilities();
+        process.no_new_privileges = false;
+    }
+    let identity = look_up_in_container(main_pid, &process.user, &process.group_add)?;
+    let file = bundle.join(format!("exec-{number}.json"));
+    write_json(&file, &oci::process(&process, &identity))?;
+    let (report, report_write) = crate::shim::pipe().map_err(internal("making a pipe"))?;
+    let (gate, gate_write) =
+        nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(internal("making a pipe"))?;
+    let launch = Launch {
+        env: environment(&process.env, &identity, process.tty),
+        reaper: exec.contained,
+        report: report_write.as_raw_fd(),
+        gate: Some(gate.as_raw_fd()),
+    };
+    let (io, console) = io_for(output, &bundle)?;
+    let pid = libcontainer::exec(id, &folders.libcontainer, &file, launch, io);
+    // Removed before anything can fail: it is read by now.
+    let _ = std::fs::remove_file(&file);
+    let pid = pid.map_err(|error| explain_exec(chain(&error), &process.cwd))?;
+    set_oom_score(pid, spec.process.oom_score_adj)?;
+    place(pid);
+    drop((gate, gate_write, report_write));
+    wait_until_running(&report)?;
+    Ok(Made {
+        pid,
+        terminal: console.map(|socket| receive_terminal(&socket)).transpose()?,
+    })
+}
+
+fn explain_exec(line: String, cwd: &str) -> Failure {
+    if line.contains("ENOENT") {
+        return Failure::new(
+            FailureKind::NotFound,
+            format!("working folder {cwd} is not in the container"),
+        );
+    }
+    Failure::new(FailureKind::Internal, line)
+}
+
+/// Removes libcontainer's state and the cgroups of an ended container, and its folder.
+///
+/// # Errors
+/// When something of it still runs.
+pub fn delete(folders: &Folders, id: &str) -> Result<(), Failure> {
+    libcontainer::delete(id, &folders.libcontainer)
+        .map_err(|error| Failure::new(FailureKind::Internal, chain(&error)))?;
+    let bundle = folders.containers.join(id);
+    match std::fs::remove_dir_all(&bundle) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(io_failure("removing", &bundle, &error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A mount namespace of the worker's own: what it mounts is gone with the container, and seen by nobody else.
+fn private_mounts() -> Result<(), Failure> {
+    unshare(CloneFlags::CLONE_NEWNS).map_err(internal("making a mount namespace"))?;
+    mount(
+        None::<&str>,
+        "/",
+        None::<&str>,
+        MsFlags::MS_SLAVE | MsFlags::MS_REC,
+        None::<&str>,
+    )
+    .map_err(internal("separating the mount namespace"))
+}
+
+fn read_accounts(root: &Root) -> Result<Accounts, Failure> {
+    let read = |path: &str| -> Result<Vec<u8>, Failure> {
+        let mut bytes = Vec::new();
+        if let Some(file) = root.open_file(Path::new(path))? {
+            file.take(MAX_ACCOUNT_FILE)
+                .read_to_end(&mut bytes)
+                .map_err(|error| io_failure("reading the image's", Path::new(path), &error))?;
+        }
+        Ok(bytes)
+    };
+    Ok(Accounts {
+        passwd: read("/etc/passwd")?,
+        group: read("/etc/group")?,
+    })
+}
+
+/// The account files that a command sees are the container's present ones.
+fn look_up_in_container(main_pid: i32, user: &str, groups: &[String]) -> Result<Identity, Failure> {
+    let root = Root::open(Path::new(&format!("/proc/{main_pid}/root")))?;
+    Ok(read_accounts(&root)?.resolve(user, groups)?)
+}
+
+/// Makes every mount point that does not lie inside another mount, and fills new volumes from the image.
+fn make_targets(root: &Root, root_path: &Path, spec: &ContainerSpec) -> Result<Vec<PathBuf>, Failure> {
+    let mut targets = Vec::new();
+    for mount in &spec.mounts {
+        let kind = match &mount.source {
+            SourceSpec::Bind { path, .. } if !path.is_dir() => Kind::File,
+            _ => Kind::Folder,
+        };
+        let target = make_target(root, Path::new(&mount.target), kind, &targets)?;
+        if let SourceSpec::Volume {
+            folder,
+            fill: Some(marker),
+            subpath,
+        } = &mount.source
+        {
+            let inside = root.existing(&target)?.map(|path| root_path.join(path));
+            volume::fill(folder, marker, inside.as_deref())?;
+            volume::make_subpath(folder, subpath)?;
+        }
+        targets.push(target);
+    }
+    for file in &spec.files {
+        targets.push(make_target(root, Path::new(&file.target), Kind::File, &targets)?);
+    }
+    Ok(targets)
+}
+
+fn make_target(root: &Root, target: &Path, kind: Kind, earlier: &[PathBuf]) -> Result<PathBuf, Failure> {
+    let system = ["/proc", "/sys", "/dev"]
+        .iter()
+        .any(|system| target.starts_with(system));
+    if system
+        || earlier
+            .iter()
+            .any(|mount| target.starts_with(mount) && target != mount)
+    {
+        // The kernel's file systems, or inside a volume that others may change meanwhile: libcontainer makes it there,
+        // with descriptors.
+        return Ok(target.to_owned());
+    }
+    Ok(root.make(target, kind)?)
+}
+
+/// A missing working folder is made, as Docker does; one inside a volume is made in the volume.
+fn make_working_folder(root: &Root, spec: &ContainerSpec) -> Result<(), Failure> {
+    let cwd = Path::new(&spec.process.cwd);
+    rootfs::refuse_below_proc(cwd)?;
+    let covering = spec
+        .mounts
+        .iter()
+        .rev()
+        .find(|mount| cwd.starts_with(&mount.target));
+    match covering.map(|mount| (&mount.source, cwd.strip_prefix(&mount.target))) {
+        Some((SourceSpec::Volume { folder, subpath, .. }, Ok(inside))) => {
+            Root::open(&folder.join(subpath))?.make(inside, Kind::Folder)?;
+        }
+        Some(_) => {}
+        None => drop(root.make(cwd, Kind::Folder)?),
+    }
+    Ok(())
+}
+
+fn namespace_of(
+    shared: &SharedNamespace,
+    kind: &str,
+    pid_of: &impl Fn(&str) -> Option<i32>,
+) -> Result<Option<PathBuf>, Failure> {
+    let SharedNamespace::Container(id) = shared else {
+        return Ok(None);
+    };
+    let pid = pid_of(id).ok_or_else(|| {
+        Failure::new(
+            FailureKind::NotFound,
+            format!("container {id} does not run, its {kind} namespace is wanted"),
+        )
+    })?;
+    Ok(Some(PathBuf::from(format!("/proc/{pid}/ns/{kind}"))))
+}
+
+fn device_node(device: &DeviceSpec) -> Result<DeviceNode, Failure> {
+    let path = Path::new(&device.source);
+    let metadata = std::fs::metadata(path).map_err(|error| io_failure("device", path, &error))?;
+    let kind = match metadata.file_type() {
+        kind if kind.is_char_device() => 'c',
+        kind if kind.is_block_device() => 'b',
+        _ => {
+            return Err(Failure::new(
+                FailureKind::Refused,
+                format!("device {}: is no device node", path.display()),
+            ));
+        }
+    };
+    Ok(DeviceNode {
+        path: device.target.clone(),
+        kind,
+        major: libc::major(metadata.rdev()).into(),
+        minor: libc::minor(metadata.rdev()).into(),
+        mode: metadata.mode() & 0o7777,
+        uid: metadata.uid(),
+        gid: metadata.gid(),
+        access: device.permissions.clone(),
+    })
+}
+
+fn environment(env: &[(String, String)], identity: &Identity, tty: bool) -> Vec<(String, String)> {
+    let mut env = env.to_vec();
+    for (name, value, wanted) in [("HOME", identity.home.as_str(), true), ("TERM", "xterm", tty)] {
+        if wanted && !env.iter().any(|(known, _)| known == name) {
+            env.push((name.to_owned(), value.to_owned()));
+        }
+    }
+    env
+}
+
+fn all_capabilities() -> Vec<String> {
+    let last = std::fs::read_to_string("/proc/sys/kernel/cap_last_cap");
+    let last = last
+        .ok()
+        .and_then(|text| text.trim().parse::<usize>().ok())
+        .unwrap_or(40);
+    super::CAPABILITIES
+        .iter()
+        .take(last + 1)
+        .map(|&name| name.to_owned())
+        .collect()
+}
+
+fn set_oom_score(pid: i32, score: i32) -> Result<(), Failure> {
+    let path = PathBuf::from(format!("/proc/{pid}/oom_score_adj"));
+    std::fs::write(&path, score.to_string()).map_err(|error| io_failure("writing", &path, &error))
+}
+
+/// Waits until the program runs (the pipe closes at its execve) or says why it cannot.
+fn wait_until_running(report: &OwnedFd) -> Result<(), Failure> {
+    let mut line = Vec::new();
+    let mut buffer = [0; 4096];
+    loop {
+        crate::shim::wait_readable(report).map_err(internal("waiting for the program"))?;
+        match nix::unistd::read(report.as_raw_fd(), &mut buffer) {
+            Ok(0) if line.is_empty() => return Ok(()),
+            Ok(0) => break,
+            Ok(count) => line.extend_from_slice(&buffer[..count]),
+            Err(Errno::EINTR | Errno::EAGAIN) => {}
+            Err(errno) => return Err(internal("waiting for the program")(errno)),
+        }
+    }
+    let reason = serde_json::from_slice::<NotRunnable>(&line);
+    let (code, reason) = reason.map_or((126, "the program could not be run".to_owned()), |it| {
+        (it.code, it.reason)
+    });
+    Err(Failure::new(FailureKind::NotRunnable { code }, reason))
+}
+
+fn io_for(output: Output, bundle: &Path) -> Result<(Io, Option<OwnedFd>), Failure> {
+    match output {
+        Output::Stdio(stdio) => Ok((Io::Stdio(stdio), None)),
+        Output::Terminal => {
+            let path = bundle.join(format!("console-{}", std::process::id()));
+            let listener = socket(
+                AddressFamily::Unix,
+                SockType::Stream,
+                SockFlag::SOCK_CLOEXEC,
+                None,
+            )
+            .map_err(internal("making a console socket"))?;
+            let address = UnixAddr::new(&path).map_err(internal(path.display()))?;
+            bind(listener.as_raw_fd(), &address).map_err(internal(path.display()))?;
+            listen(&listener, Backlog::new(1).unwrap_or(Backlog::MAXCONN))
+                .map_err(internal(path.display()))?;
+            Ok((Io::Terminal(path), Some(listener)))
+        }
+    }
+}
+
+/// Takes the terminal's master from the console socket; the sender has written it by now.
+fn receive_terminal(listener: &OwnedFd) -> Result<OwnedFd, Failure> {
+    let connection =
+        nix::sys::socket::accept(listener.as_raw_fd()).map_err(internal("accepting the console"))?;
+    let connection = crate::sys::own(connection);
+    let received =
+        crate::shim::receive_descriptor(&connection).map_err(internal("receiving the terminal"))?;
+    received.ok_or_else(|| Failure::new(FailureKind::Internal, "no terminal came from the container"))
+}
+
+fn write_json(path: &Path, value: &serde_json::Value) -> Result<(), Failure> {
+    let text = serde_json::to_vec(value).unwrap_or_default();
+    std::fs::write(path, text).map_err(|error| io_failure("writing", path, &error))
+}
