@@ -7,5 +7,6 @@
 #![deny(unsafe_code)]
 
 pub mod container;
+pub mod image;
 pub mod shim;
 mod sys;

@@ -1,0 +1,25 @@
+//! Images: named, fetched from a registry in one streaming pass, checked, and kept as layers.
+//!
+//! ```text
+//! Reference ──registry──> manifest, config ──> layers: download + sha256 | inflate + sha256 + tar ──> store
+//! ```
+//!
+//! Nothing is visible in the store before both digests of a layer were checked and its files were synced.
+//! Everything here blocks and runs in threads of its caller; see `docs/decisions/0001-blocking-http.md`.
+
+mod config;
+mod error;
+mod layer;
+mod manifest;
+mod platform;
+mod pull;
+mod reference;
+mod registry;
+mod store;
+
+pub use config::{ImageConfig, ImageHealth};
+pub use error::{Error, ErrorKind};
+pub use platform::Platform;
+pub use pull::{Phase, Progress, PullOptions, Resolved, ResolvedLayer, pull, resolve};
+pub use reference::{Reference, ReferenceError};
+pub use store::{Freed, Image, ImageUsage, Store, Usage};
