@@ -1,2 +1,45 @@
-//! Developers' commands.
-fn main() {}
+//! Developers' commands: `cargo xtask test`.
+#![forbid(unsafe_code)]
+
+use anyhow::{Context, bail};
+use std::process::Command;
+
+const USAGE: &str = "usage: cargo xtask test\n\n  test    formatting, lints and every test of the workspace";
+
+fn main() -> anyhow::Result<()> {
+    match std::env::args().nth(1).as_deref() {
+        Some("test") => test(),
+        Some("--help" | "-h" | "help") => {
+            println!("{USAGE}");
+            Ok(())
+        }
+        _ => bail!("{USAGE}"),
+    }
+}
+
+fn test() -> anyhow::Result<()> {
+    cargo(&["fmt", "--all", "--check"])?;
+    cargo(&[
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--locked",
+        "--",
+        "-D",
+        "warnings",
+    ])?;
+    cargo(&["test", "--workspace", "--locked"])
+}
+
+fn cargo(arguments: &[&str]) -> anyhow::Result<()> {
+    println!("cargo {}", arguments.join(" "));
+    let status = Command::new(env!("CARGO"))
+        .args(arguments)
+        .status()
+        .context("starting cargo")?;
+    if status.success() {
+        Ok(())
+    } else {
+        bail!("cargo {} failed", arguments.join(" "))
+    }
+}

@@ -236,7 +236,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn order_in_the_index_does_not_matter(seed in proptest::collection::vec(any::<u8>(), 5), board in 0..2) {
+        fn order_in_the_index_does_not_matter(seed in proptest::collection::vec(any::<u8>(), 5), board in 0..2_usize) {
             let board = arm(["v6", "v7"][board]);
             let mut offers =
                 vec![entry("D7", "arm", "v7"), entry("DN", "arm", ""), entry("D5", "arm", "v5"), entry("D8", "arm64", "v8"), entry("D6", "arm", "v6")];

@@ -141,11 +141,11 @@ impl Store {
     /// When the index cannot be read.
     pub fn find(&self, reference: &Reference) -> Result<Option<Image>, Error> {
         let name = reference.to_string();
-        let digest = match reference.digest() {
-            Some(digest) => Some(digest.to_owned()),
-            None => None,
-        };
-        let digest = self.names()?.get(&name).cloned().or(digest);
+        let digest = self
+            .names()?
+            .get(&name)
+            .cloned()
+            .or_else(|| reference.digest().map(str::to_owned));
         Ok(digest.and_then(|digest| self.load(&name, &digest)))
     }
 
