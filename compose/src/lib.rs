@@ -1,8 +1,28 @@
-//! Compose project files: read, interpolated, merged, checked, normalised.
+//! Compose project files: read, interpolated, checked, normalised.
 //!
-//! **Invariant.** Nothing that is written in a file is ignored in silence: it is in the [`Project`], refused, or warned about.
+//! ```text
+//! text ──yaml──> tree ──interpolate──> tree ──service, port, mount, …──> Project ──check──> Project
+//! ```
+//!
+//! **Invariant.** Nothing that is written in a file is ignored in silence: it is in the [`Project`], refused, or
+//! warned about.
 #![forbid(unsafe_code)]
 
+mod dotenv;
+mod interpolate;
+mod load;
 mod model;
+mod mount;
+mod port;
+mod quantity;
+mod reader;
+mod report;
+mod service;
+mod words;
+mod yaml;
 
+pub use load::{LoadOptions, Loaded, folder_of, load, parse_str, references};
 pub use model::*;
+pub use report::{Notice, Refusal, Refusals};
+pub use service::signal_number;
+pub use words::split as split_words;

@@ -479,10 +479,9 @@ impl std::fmt::Debug for FileObject {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::File(path) => f.debug_tuple("File").field(path).finish(),
-            Self::Environment { name, .. } => f
-                .debug_struct("Environment")
-                .field("name", name)
-                .finish_non_exhaustive(),
+            Self::Environment { name, .. } => {
+                f.debug_struct("Environment").field("name", name).finish_non_exhaustive()
+            }
             Self::Content(text) => f.debug_struct("Content").field("len", &text.len()).finish(),
         }
     }

@@ -88,11 +88,7 @@ pub fn close_descriptors_between(first: RawFd, last: RawFd) {
         return;
     }
     let open: Vec<RawFd> = std::fs::read_dir("/proc/self/fd")
-        .map(|entries| {
-            entries
-                .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-                .collect()
-        })
+        .map(|entries| entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect())
         .unwrap_or_default();
     for fd in open.into_iter().filter(|fd| (first..=last).contains(fd)) {
         // SAFETY: as above.
@@ -106,12 +102,7 @@ pub fn close_descriptors_between(first: RawFd, last: RawFd) {
 /// ENOTTY.
 pub fn set_window_size(terminal: &OwnedFd, rows: u16, columns: u16) -> Result<(), Errno> {
     use std::os::fd::AsRawFd;
-    let size = libc::winsize {
-        ws_row: rows,
-        ws_col: columns,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    };
+    let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: TIOCSWINSZ reads one `winsize` through the pointer, which is valid for the call.
     Errno::result(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &size) }).map(drop)
 }

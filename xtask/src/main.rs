@@ -19,27 +19,12 @@ fn main() -> anyhow::Result<()> {
 
 fn test() -> anyhow::Result<()> {
     cargo(&["fmt", "--all", "--check"])?;
-    cargo(&[
-        "clippy",
-        "--workspace",
-        "--all-targets",
-        "--locked",
-        "--",
-        "-D",
-        "warnings",
-    ])?;
+    cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])?;
     cargo(&["test", "--workspace", "--locked"])
 }
 
 fn cargo(arguments: &[&str]) -> anyhow::Result<()> {
     println!("cargo {}", arguments.join(" "));
-    let status = Command::new(env!("CARGO"))
-        .args(arguments)
-        .status()
-        .context("starting cargo")?;
-    if status.success() {
-        Ok(())
-    } else {
-        bail!("cargo {} failed", arguments.join(" "))
-    }
+    let status = Command::new(env!("CARGO")).args(arguments).status().context("starting cargo")?;
+    if status.success() { Ok(()) } else { bail!("cargo {} failed", arguments.join(" ")) }
 }

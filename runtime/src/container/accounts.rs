@@ -43,9 +43,7 @@ pub enum AccountError {
     #[error("group {0:?}: not in the image's /etc/group; use a number or add the group to the image")]
     UnknownGroup(String),
     /// Not 0 to 4294967294.
-    #[error(
-        "{0:?} is no user or group number: 0 to {MAX_ID} (searched /etc/passwd and /etc/group of the image)"
-    )]
+    #[error("{0:?} is no user or group number: 0 to {MAX_ID} (searched /etc/passwd and /etc/group of the image)")]
     OutOfRange(String),
 }
 
@@ -68,17 +66,11 @@ impl Accounts {
     /// # Errors
     /// When a name is not there, or a number is out of range.
     pub fn resolve(&self, user: &str, extra: &[String]) -> Result<Identity, AccountError> {
-        let (user, group) = user
-            .split_once(':')
-            .map_or((user, None), |(user, group)| (user, Some(group)));
+        let (user, group) = user.split_once(':').map_or((user, None), |(user, group)| (user, Some(group)));
         let user = if user.is_empty() { "0" } else { user };
         let entry = self.find_user(user)?;
         let (uid, mut gid, home) = match &entry {
-            Found::Entry(entry) => (
-                entry.uid,
-                entry.gid,
-                String::from_utf8_lossy(entry.home).into_owned(),
-            ),
+            Found::Entry(entry) => (entry.uid, entry.gid, String::from_utf8_lossy(entry.home).into_owned()),
             Found::Number(uid) => (*uid, 0, String::new()),
         };
         let mut groups = BTreeSet::new();
@@ -86,11 +78,7 @@ impl Accounts {
             Some(group) => gid = self.find_group(group)?,
             None => {
                 if let Found::Entry(entry) = &entry {
-                    groups.extend(
-                        self.groups()
-                            .filter(|group| group.lists(entry.name))
-                            .map(|group| group.gid),
-                    );
+                    groups.extend(self.groups().filter(|group| group.lists(entry.name)).map(|group| group.gid));
                 }
             }
         }
@@ -99,12 +87,7 @@ impl Accounts {
         }
         groups.remove(&gid);
         let groups = std::iter::once(gid).chain(groups).collect();
-        Ok(Identity {
-            uid,
-            gid,
-            groups,
-            home: if home.is_empty() { "/".to_owned() } else { home },
-        })
+        Ok(Identity { uid, gid, groups, home: if home.is_empty() { "/".to_owned() } else { home } })
     }
 
     fn find_user(&self, wanted: &str) -> Result<Found<'_>, AccountError> {
@@ -112,10 +95,7 @@ impl Accounts {
             return Ok(Found::Entry(user));
         }
         match number(wanted)? {
-            Some(uid) => Ok(self
-                .users()
-                .find(|user| user.uid == uid)
-                .map_or(Found::Number(uid), Found::Entry)),
+            Some(uid) => Ok(self.users().find(|user| user.uid == uid).map_or(Found::Number(uid), Found::Entry)),
             None => Err(AccountError::UnknownUser(wanted.to_owned())),
         }
     }
@@ -132,12 +112,7 @@ impl Accounts {
             let mut fields = line.split(|&byte| byte == b':');
             let (name, _password) = (fields.next()?, fields.next()?);
             let (uid, gid) = (parse_id(fields.next()?)?, parse_id(fields.next()?)?);
-            Some(User {
-                name,
-                uid,
-                gid,
-                home: fields.nth(1).unwrap_or_default(),
-            })
+            Some(User { name, uid, gid, home: fields.nth(1).unwrap_or_default() })
         })
     }
 
@@ -146,11 +121,7 @@ impl Accounts {
             let mut fields = line.split(|&byte| byte == b':');
             let (name, _password) = (fields.next()?, fields.next()?);
             let gid = parse_id(fields.next()?)?;
-            Some(Group {
-                name,
-                gid,
-                members: fields.next().unwrap_or_default(),
-            })
+            Some(Group { name, gid, members: fields.next().unwrap_or_default() })
         })
     }
 }
@@ -162,11 +133,7 @@ enum Found<'a> {
 
 impl Group<'_> {
     fn lists(&self, name: &[u8]) -> bool {
-        !name.is_empty()
-            && self
-                .members
-                .split(|&byte| byte == b',')
-                .any(|member| member.trim_ascii() == name)
+        !name.is_empty() && self.members.split(|&byte| byte == b',').any(|member| member.trim_ascii() == name)
     }
 }
 
@@ -193,8 +160,7 @@ mod tests {
 
     fn image() -> Accounts {
         Accounts {
-            passwd: b"root:x:0:0:root:/root:/bin/sh\nbroken line\npump:x:1000:1000::/home/pump:/bin/sh\n"
-                .to_vec(),
+            passwd: b"root:x:0:0:root:/root:/bin/sh\nbroken line\npump:x:1000:1000::/home/pump:/bin/sh\n".to_vec(),
             group: b"root:x:0:\npump:x:1000:\ndialout:x:20:pump\n:::\ngpio:x:27:pump,other\naudio:x:29:\n"
                 .to_vec(),
         }
@@ -202,9 +168,7 @@ mod tests {
 
     fn check(user: &str, extra: &[&str]) -> Result<(u32, u32, Vec<u32>, String), AccountError> {
         let extra: Vec<String> = extra.iter().map(|&group| group.to_owned()).collect();
-        image()
-            .resolve(user, &extra)
-            .map(|id| (id.uid, id.gid, id.groups, id.home))
+        image().resolve(user, &extra).map(|id| (id.uid, id.gid, id.groups, id.home))
     }
 
     // containerd/nerdctl#154, opencontainers/runc#1450, docker/cli#3058, containerd/containerd#11937
@@ -234,35 +198,17 @@ mod tests {
 
     #[test]
     fn extra_groups_are_added_by_name_or_number() {
-        assert_eq!(
-            check("pump", &["audio", "44"]).map(|it| it.2),
-            Ok(vec![1000, 20, 27, 29, 44])
-        );
-        assert_eq!(
-            check("4242", &["44", "audio"]).map(|it| it.2),
-            Ok(vec![0, 29, 44])
-        );
-        assert_eq!(
-            check("pump", &["nogrp"]),
-            Err(AccountError::UnknownGroup("nogrp".to_owned()))
-        );
+        assert_eq!(check("pump", &["audio", "44"]).map(|it| it.2), Ok(vec![1000, 20, 27, 29, 44]));
+        assert_eq!(check("4242", &["44", "audio"]).map(|it| it.2), Ok(vec![0, 29, 44]));
+        assert_eq!(check("pump", &["nogrp"]), Err(AccountError::UnknownGroup("nogrp".to_owned())));
     }
 
     #[test]
     fn unknown_names_and_impossible_numbers_are_refused() {
-        assert_eq!(
-            check("nobody2", &[]),
-            Err(AccountError::UnknownUser("nobody2".to_owned()))
-        );
-        assert_eq!(
-            check("1000:nogrp", &[]),
-            Err(AccountError::UnknownGroup("nogrp".to_owned()))
-        );
+        assert_eq!(check("nobody2", &[]), Err(AccountError::UnknownUser("nobody2".to_owned())));
+        assert_eq!(check("1000:nogrp", &[]), Err(AccountError::UnknownGroup("nogrp".to_owned())));
         for number in ["-1", "4294967295", "4294967296"] {
-            assert_eq!(
-                check(number, &[]),
-                Err(AccountError::OutOfRange(number.to_owned()))
-            );
+            assert_eq!(check(number, &[]), Err(AccountError::OutOfRange(number.to_owned())));
         }
     }
 
@@ -270,10 +216,7 @@ mod tests {
     fn a_missing_file_matters_for_names_only() {
         let empty = Accounts::default();
         assert_eq!(empty.resolve("7:8", &[]).map(|it| (it.uid, it.gid)), Ok((7, 8)));
-        assert_eq!(
-            empty.resolve("www", &[]),
-            Err(AccountError::UnknownUser("www".to_owned()))
-        );
+        assert_eq!(empty.resolve("www", &[]), Err(AccountError::UnknownUser("www".to_owned())));
     }
 
     proptest! {

@@ -36,11 +36,7 @@ pub fn is_v2() -> bool {
 /// The folder of one controller for `cgroup`.
 pub fn controller(cgroup: &str, name: &str) -> PathBuf {
     let relative = cgroup.trim_start_matches('/');
-    if is_v2() {
-        Path::new(MOUNT).join(relative)
-    } else {
-        Path::new(MOUNT).join(name).join(relative)
-    }
+    if is_v2() { Path::new(MOUNT).join(relative) } else { Path::new(MOUNT).join(name).join(relative) }
 }
 
 /// Number of processes of the cgroup that the kernel killed because memory ran out, and the highest use in bytes.
@@ -48,11 +44,7 @@ pub fn controller(cgroup: &str, name: &str) -> PathBuf {
 /// From `memory.events` on v2 (Documentation/admin-guide/cgroup-v2.rst), `memory.oom_control` on v1.
 pub fn oom_kills(cgroup: &str) -> u64 {
     let folder = controller(cgroup, "memory");
-    let file = if is_v2() {
-        "memory.events"
-    } else {
-        "memory.oom_control"
-    };
+    let file = if is_v2() { "memory.events" } else { "memory.oom_control" };
     let text = std::fs::read_to_string(folder.join(file)).unwrap_or_default();
     text.lines()
         .filter_map(|line| line.strip_prefix("oom_kill "))
@@ -63,11 +55,7 @@ pub fn oom_kills(cgroup: &str) -> u64 {
 /// Processes of `folder` and the cgroups below it.
 fn processes(folder: &Path) -> Vec<i32> {
     let text = std::fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
-    let mut pids: Vec<i32> = text
-        .lines()
-        .filter_map(|line| line.parse().ok())
-        .filter(|&pid| pid > 0)
-        .collect();
+    let mut pids: Vec<i32> = text.lines().filter_map(|line| line.parse().ok()).filter(|&pid| pid > 0).collect();
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             pids.extend(processes(&entry.path()));
@@ -85,10 +73,7 @@ pub fn kill_all(cgroup: &str) {
 }
 
 fn kill_processes(folder: &Path, spared: i32) -> usize {
-    let pids: Vec<i32> = processes(folder)
-        .into_iter()
-        .filter(|&pid| pid != spared)
-        .collect();
+    let pids: Vec<i32> = processes(folder).into_iter().filter(|&pid| pid != spared).collect();
     for &pid in &pids {
         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
     }

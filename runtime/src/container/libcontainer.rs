@@ -51,11 +51,7 @@ pub struct Launch {
 
 impl Executor for Launch {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
-        let args = spec
-            .process()
-            .as_ref()
-            .and_then(|process| process.args().clone())
-            .unwrap_or_default();
+        let args = spec.process().as_ref().and_then(|process| process.args().clone()).unwrap_or_default();
         let report = |failure: &NotRunnable| self.tell(failure);
         if let Some(gate) = self.gate {
             // libcontainer waits for the descriptors of a command to close before it returns to the worker, and the
@@ -105,13 +101,7 @@ fn close_all_but(kept: &[RawFd]) {
 ///
 /// # Errors
 /// What libcontainer reports; it has cleaned up then, but for processes that the shim reaps.
-pub fn create(
-    id: &str,
-    root: &Path,
-    bundle: &Path,
-    launch: Launch,
-    io: Io,
-) -> Result<Created, LibcontainerError> {
+pub fn create(id: &str, root: &Path, bundle: &Path, launch: Launch, io: Io) -> Result<Created, LibcontainerError> {
     let builder = with_io(ContainerBuilder::new(id.to_owned(), SyscallType::default()), io)
         .with_root_path(root)?
         .with_executor(launch)
@@ -153,21 +143,13 @@ pub fn exec(id: &str, root: &Path, process: &Path, launch: Launch, io: Io) -> Re
         .with_root_path(root)?
         .with_executor(launch)
         .validate_id()?;
-    let pid = builder
-        .as_tenant()
-        .with_process(Some(process))
-        .with_detach(true)
-        .as_sibling(true)
-        .build()?;
+    let pid = builder.as_tenant().with_process(Some(process)).with_detach(true).as_sibling(true).build()?;
     Ok(pid.as_raw())
 }
 
 fn with_io(builder: ContainerBuilder, io: Io) -> ContainerBuilder {
     match io {
-        Io::Stdio(stdio) => builder
-            .with_stdin(stdio.stdin)
-            .with_stdout(stdio.stdout)
-            .with_stderr(stdio.stderr),
+        Io::Stdio(stdio) => builder.with_stdin(stdio.stdin).with_stdout(stdio.stdout).with_stderr(stdio.stderr),
         Io::Terminal(socket) => builder.with_console_socket(Some(socket)),
     }
 }

@@ -25,13 +25,7 @@ const MASKED: &[&str] = &[
 ];
 
 /// Paths of `/proc` that are shown but cannot be written.
-const READ_ONLY: &[&str] = &[
-    "/proc/bus",
-    "/proc/fs",
-    "/proc/irq",
-    "/proc/sys",
-    "/proc/sysrq-trigger",
-];
+const READ_ONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// Device nodes that every container may use: null, zero, full, random, urandom, tty, ptmx and its own terminals.
 const DEFAULT_DEVICES: &[(i64, Option<i64>)] = &[
@@ -106,11 +100,7 @@ pub fn config(spec: &ContainerSpec, resolved: &Resolved) -> Value {
 
 /// The `process` object of a container's main process.
 pub fn process(process: &ProcessSpec, identity: &Identity) -> Value {
-    let capabilities: Vec<String> = process
-        .capabilities
-        .iter()
-        .map(|name| format!("CAP_{name}"))
-        .collect();
+    let capabilities: Vec<String> = process.capabilities.iter().map(|name| format!("CAP_{name}")).collect();
     let mut value = json!({
         "terminal": process.tty,
         "user": { "uid": identity.uid, "gid": identity.gid, "additionalGids": identity.groups },
@@ -161,17 +151,10 @@ fn mounts(spec: &ContainerSpec, resolved: &Resolved) -> Vec<Value> {
     let mut mounts = system_mounts(spec);
     let wanted = spec.mounts.iter().zip(&resolved.targets);
     mounts.extend(wanted.map(|(mount, target)| user_mount(mount, target)));
-    let files = spec
-        .files
-        .iter()
-        .zip(resolved.targets.iter().skip(spec.mounts.len()));
+    let files = spec.files.iter().zip(resolved.targets.iter().skip(spec.mounts.len()));
     mounts.extend(files.map(|(file, target)| {
         let access = if file.writable { "rw" } else { "ro" };
-        bind(
-            &file.path,
-            target,
-            &["bind", "rprivate", "nosuid", "nodev", "noexec", access],
-        )
+        bind(&file.path, target, &["bind", "rprivate", "nosuid", "nodev", "noexec", access])
     }));
     mounts
 }
@@ -180,52 +163,21 @@ fn system_mounts(spec: &ContainerSpec) -> Vec<Value> {
     let sys_access = if spec.privileged { "rw" } else { "ro" };
     let mut mounts = vec![
         mount("proc", "proc", "/proc", &["nosuid", "noexec", "nodev"]),
-        mount(
-            "tmpfs",
-            "tmpfs",
-            "/dev",
-            &["nosuid", "strictatime", "mode=755", "size=65536k"],
-        ),
+        mount("tmpfs", "tmpfs", "/dev", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
         mount(
             "devpts",
             "devpts",
             "/dev/pts",
-            &[
-                "nosuid",
-                "noexec",
-                "newinstance",
-                "ptmxmode=0666",
-                "mode=0620",
-                "gid=5",
-            ],
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
         ),
-        mount(
-            "sysfs",
-            "sysfs",
-            "/sys",
-            &["nosuid", "noexec", "nodev", sys_access],
-        ),
+        mount("sysfs", "sysfs", "/sys", &["nosuid", "noexec", "nodev", sys_access]),
     ];
     if spec.ipc == SharedNamespace::Host {
-        mounts.push(bind(
-            Path::new("/dev/shm"),
-            Path::new("/dev/shm"),
-            &["rbind", "nosuid", "noexec", "nodev"],
-        ));
+        mounts.push(bind(Path::new("/dev/shm"), Path::new("/dev/shm"), &["rbind", "nosuid", "noexec", "nodev"]));
     } else {
         let size = format!("size={}", spec.shm_size);
-        mounts.push(mount(
-            "tmpfs",
-            "shm",
-            "/dev/shm",
-            &["nosuid", "noexec", "nodev", "mode=1777", &size],
-        ));
-        mounts.push(mount(
-            "mqueue",
-            "mqueue",
-            "/dev/mqueue",
-            &["nosuid", "noexec", "nodev"],
-        ));
+        mounts.push(mount("tmpfs", "shm", "/dev/shm", &["nosuid", "noexec", "nodev", "mode=1777", &size]));
+        mounts.push(mount("mqueue", "mqueue", "/dev/mqueue", &["nosuid", "noexec", "nodev"]));
     }
     mounts
 }
@@ -236,18 +188,12 @@ fn user_mount(wanted: &MountSpec, target: &Path) -> Value {
         SourceSpec::Volume { folder, subpath, .. } => {
             bind(&folder.join(subpath), target, &["bind", "rprivate", access])
         }
-        SourceSpec::Bind { path, propagation } => bind(
-            path,
-            target,
-            &["rbind", propagation.as_deref().unwrap_or("rprivate"), access],
-        ),
+        SourceSpec::Bind { path, propagation } => {
+            bind(path, target, &["rbind", propagation.as_deref().unwrap_or("rprivate"), access])
+        }
         SourceSpec::Tmpfs { size, mode } => {
-            let mut options = vec![
-                "nosuid".to_owned(),
-                "nodev".to_owned(),
-                "noexec".to_owned(),
-                access.to_owned(),
-            ];
+            let mut options =
+                vec!["nosuid".to_owned(), "nodev".to_owned(), "noexec".to_owned(), access.to_owned()];
             options.push(format!("mode={:o}", mode.unwrap_or(0o1777)));
             options.extend(size.map(|size| format!("size={size}")));
             json!({ "destination": target, "type": "tmpfs", "source": "tmpfs", "options": options })
@@ -290,15 +236,10 @@ fn namespaces(spec: &ContainerSpec, resolved: &Resolved) -> Vec<Value> {
     if let Some(path) = &resolved.network {
         namespaces.push(json!({ "type": "network", "path": path }));
     }
-    for (kind, wanted, path) in [
-        ("pid", &spec.pid, &resolved.pid),
-        ("ipc", &spec.ipc, &resolved.ipc),
-    ] {
+    for (kind, wanted, path) in [("pid", &spec.pid, &resolved.pid), ("ipc", &spec.ipc, &resolved.ipc)] {
         match (wanted, path) {
             (SharedNamespace::Host, _) => {}
-            (SharedNamespace::Container(_), Some(path)) => {
-                namespaces.push(json!({ "type": kind, "path": path }))
-            }
+            (SharedNamespace::Container(_), Some(path)) => namespaces.push(json!({ "type": kind, "path": path })),
             _ => namespaces.push(json!({ "type": kind })),
         }
     }
@@ -318,12 +259,7 @@ fn resources(spec: &ContainerSpec, resolved: &Resolved) -> Value {
         ("limit", limits.memory),
         ("reservation", limits.memory_reservation),
         ("swap", limits.memory_swap),
-        (
-            "swappiness",
-            limits
-                .memory_swappiness
-                .and_then(|value| i64::try_from(value).ok()),
-        ),
+        ("swappiness", limits.memory_swappiness.and_then(|value| i64::try_from(value).ok())),
     ] {
         if let Some(value) = value {
             memory[name] = json!(value);
@@ -363,10 +299,9 @@ fn device_rules(spec: &ContainerSpec, resolved: &Resolved) -> Vec<Value> {
         rules.push(rule);
     }
     for node in &resolved.devices {
-        rules.push(
-            json!({ "allow": true, "type": node.kind.to_string(), "major": node.major, "minor": node.minor,
-                           "access": node.access }),
-        );
+        rules
+            .push(json!({ "allow": true, "type": node.kind.to_string(), "major": node.major, "minor": node.minor,
+                           "access": node.access }));
     }
     rules.extend(spec.device_rules.iter().filter_map(|rule| written_rule(rule)));
     rules

@@ -41,16 +41,10 @@ pub fn run(args: &[String], env: &[(String, String)]) -> NotRunnable {
     let Some(name) = args.first().filter(|name| !name.is_empty()) else {
         return NotRunnable::not_found("the command is empty".to_owned());
     };
-    let Ok(argv) = args
-        .iter()
-        .map(|arg| CString::new(arg.as_bytes()))
-        .collect::<Result<Vec<_>, _>>()
-    else {
+    let Ok(argv) = args.iter().map(|arg| CString::new(arg.as_bytes())).collect::<Result<Vec<_>, _>>() else {
         return NotRunnable::not_executable("an argument contains a NUL byte".to_owned());
     };
-    let variables = env
-        .iter()
-        .map(|(name, value)| CString::new(format!("{name}={value}")));
+    let variables = env.iter().map(|(name, value)| CString::new(format!("{name}={value}")));
     let Ok(envp) = variables.collect::<Result<Vec<_>, _>>() else {
         return NotRunnable::not_executable("an environment variable contains a NUL byte".to_owned());
     };
@@ -76,17 +70,9 @@ fn candidates(name: &str, env: &[(String, String)]) -> Vec<String> {
     if name.contains('/') {
         return vec![name.to_owned()];
     }
-    let path = env
-        .iter()
-        .rev()
-        .find(|(name, _)| name == "PATH")
-        .map_or(DEFAULT_PATH, |(_, value)| value);
+    let path = env.iter().rev().find(|(name, _)| name == "PATH").map_or(DEFAULT_PATH, |(_, value)| value);
     let folder = |folder: &str| {
-        if folder.is_empty() {
-            format!("./{name}")
-        } else {
-            format!("{folder}/{name}")
-        }
+        if folder.is_empty() { format!("./{name}") } else { format!("{folder}/{name}") }
     };
     path.split(':').map(folder).collect()
 }
@@ -105,9 +91,7 @@ fn explain(path: &str, errno: Errno) -> NotRunnable {
     let head = head_of(path);
     match errno {
         Errno::ENOENT | Errno::ENOEXEC | Errno::EACCES => judge(path, &head, errno),
-        Errno::E2BIG => {
-            NotRunnable::not_executable(format!("{path}: arguments and environment are too long"))
-        }
+        Errno::E2BIG => NotRunnable::not_executable(format!("{path}: arguments and environment are too long")),
         _ => NotRunnable::not_executable(format!("{path}: {}", errno.desc())),
     }
 }
@@ -125,16 +109,11 @@ fn head_of(path: &str) -> Vec<u8> {
 fn judge(path: &str, head: &[u8], errno: Errno) -> NotRunnable {
     if let Some(line) = head.strip_prefix(b"#!") {
         let line = line.split(|&byte| byte == b'\n').next().unwrap_or_default();
-        let interpreter = line
-            .trim_ascii_start()
-            .split(|byte| *byte == b' ' || *byte == b'\t')
-            .next()
-            .unwrap_or_default();
+        let interpreter =
+            line.trim_ascii_start().split(|byte| *byte == b' ' || *byte == b'\t').next().unwrap_or_default();
         let shown = interpreter.escape_ascii();
         if interpreter.ends_with(b"\r") {
-            return NotRunnable::not_found(format!(
-                "{path}: interpreter `{shown}` not found: Windows line ends"
-            ));
+            return NotRunnable::not_found(format!("{path}: interpreter `{shown}` not found: Windows line ends"));
         }
         if interpreter.is_empty() {
             return NotRunnable::not_executable(format!("{path}: its #! line names no interpreter"));
@@ -142,9 +121,7 @@ fn judge(path: &str, head: &[u8], errno: Errno) -> NotRunnable {
         if errno == Errno::EACCES {
             return NotRunnable::not_executable(format!("{path}: interpreter `{shown}` is not executable"));
         }
-        return NotRunnable::not_found(format!(
-            "{path}: interpreter `{shown}` not found in the container"
-        ));
+        return NotRunnable::not_found(format!("{path}: interpreter `{shown}` not found in the container"));
     }
     if let Some(architecture) = elf_architecture(head) {
         return match errno {
@@ -157,9 +134,9 @@ fn judge(path: &str, head: &[u8], errno: Errno) -> NotRunnable {
     }
     match errno {
         Errno::ENOEXEC if head.is_empty() => NotRunnable::not_executable(format!("{path}: is an empty file")),
-        Errno::ENOEXEC => NotRunnable::not_executable(format!(
-            "{path}: has no #! line, name an interpreter (such as /bin/sh)"
-        )),
+        Errno::ENOEXEC => {
+            NotRunnable::not_executable(format!("{path}: has no #! line, name an interpreter (such as /bin/sh)"))
+        }
         _ => NotRunnable::not_executable(format!("{path}: {}", errno.desc())),
     }
 }
@@ -170,11 +147,7 @@ fn elf_architecture(head: &[u8]) -> Option<&'static str> {
         return None;
     }
     let machine = [head[18], head[19]];
-    let machine = if head[5] == 2 {
-        u16::from_be_bytes(machine)
-    } else {
-        u16::from_le_bytes(machine)
-    };
+    let machine = if head[5] == 2 { u16::from_be_bytes(machine) } else { u16::from_le_bytes(machine) };
     Some(match machine {
         3 => "386",
         8 => "mips",
@@ -201,20 +174,13 @@ mod tests {
     #[test]
     fn a_script_without_interpreter_says_so() {
         let (code, reason) = judged(b"echo hi\n", Errno::ENOEXEC);
-        assert_eq!(
-            (code, reason.contains("has no #! line, name an interpreter")),
-            (126, true),
-            "{reason}"
-        );
+        assert_eq!((code, reason.contains("has no #! line, name an interpreter")), (126, true), "{reason}");
     }
 
     #[test]
     fn windows_line_ends_are_named() {
         let (code, reason) = judged(b"#!/bin/sh\r\necho hi\r\n", Errno::ENOENT);
-        assert_eq!(
-            (code, reason.as_str()),
-            (127, "/p: interpreter `/bin/sh\\r` not found: Windows line ends")
-        );
+        assert_eq!((code, reason.as_str()), (127, "/p: interpreter `/bin/sh\\r` not found: Windows line ends"));
     }
 
     #[test]
@@ -222,10 +188,7 @@ mod tests {
         let mut elf = vec![0; 64];
         elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
         elf[18] = 183;
-        assert_eq!(
-            judged(&elf, Errno::ENOEXEC),
-            (126, "/p: program is for arm64".to_owned())
-        );
+        assert_eq!(judged(&elf, Errno::ENOEXEC), (126, "/p: program is for arm64".to_owned()));
     }
 
     #[test]
@@ -235,10 +198,7 @@ mod tests {
         std::fs::write(&path, "#!/bin/sh\n").expect("written");
         let failure = run(&[path.display().to_string()], &[]);
         assert_eq!(
-            (
-                failure.code,
-                failure.reason.ends_with("not executable (no x permission)")
-            ),
+            (failure.code, failure.reason.ends_with("not executable (no x permission)")),
             (126, true),
             "{failure:?}"
         );

@@ -81,10 +81,7 @@ pub enum Kind {
 /// When the kernel refuses, or the layers do not fit into one mount.
 pub fn mount_overlay(lower: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> Result<(), RootError> {
     // Layer folders have long names and one parent: relative names make room for twice as many.
-    let parent = lower
-        .first()
-        .and_then(|layer| layer.parent())
-        .unwrap_or(Path::new("/"));
+    let parent = lower.first().and_then(|layer| layer.parent()).unwrap_or(Path::new("/"));
     std::env::set_current_dir(parent)
         .map_err(|error| system("entering", parent)(Errno::from_raw(error.raw_os_error().unwrap_or(0))))?;
     let mut options = OsString::from("lowerdir=");
@@ -101,14 +98,8 @@ pub fn mount_overlay(lower: &[PathBuf], upper: &Path, work: &Path, target: &Path
     if options.len() > MAX_OPTIONS {
         return Err(RootError::TooManyLayers { layers: lower.len() });
     }
-    mount(
-        Some("overlay"),
-        target,
-        Some("overlay"),
-        MsFlags::empty(),
-        Some(options.as_os_str()),
-    )
-    .map_err(system("mounting the overlay on", target))
+    mount(Some("overlay"), target, Some("overlay"), MsFlags::empty(), Some(options.as_os_str()))
+        .map_err(system("mounting the overlay on", target))
 }
 
 /// Overlay's options separate by `:` and `,` (Documentation/filesystems/overlayfs.rst).
@@ -135,15 +126,9 @@ impl Root {
     /// # Errors
     /// When it cannot be opened.
     pub fn open(path: &Path) -> Result<Self, RootError> {
-        let fd = nix::fcntl::open(
-            path,
-            OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
-            Mode::empty(),
-        )
-        .map_err(system("opening", path))?;
-        Ok(Self {
-            fd: crate::sys::own(fd),
-        })
+        let fd = nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+            .map_err(system("opening", path))?;
+        Ok(Self { fd: crate::sys::own(fd) })
     }
 
     /// Refuses an image whose `/proc`, `/sys` or `/dev` is a link: what the kernel mounts there would land elsewhere.
@@ -181,10 +166,7 @@ impl Root {
         let absolute = Path::new("/").join(&at);
         match self.stat(&at)? {
             Some(stat) if (kind == Kind::Folder) == is(&stat, SFlag::S_IFDIR) => Ok(absolute),
-            _ if kind == Kind::Folder => Err(RootError::NotAFolder {
-                path: path.to_owned(),
-                through: absolute,
-            }),
+            _ if kind == Kind::Folder => Err(RootError::NotAFolder { path: path.to_owned(), through: absolute }),
             _ => Err(RootError::System {
                 action: "a file is mounted on a folder:",
                 path: absolute,
@@ -199,11 +181,7 @@ impl Root {
     /// When a part is no folder, or links go in circles.
     pub fn open_file(&self, path: &Path) -> Result<Option<std::fs::File>, RootError> {
         let (resolved, missing) = self.resolve(path)?;
-        if !missing.is_empty()
-            || !self
-                .stat(&resolved)?
-                .is_some_and(|stat| is(&stat, SFlag::S_IFREG))
-        {
+        if !missing.is_empty() || !self.stat(&resolved)?.is_some_and(|stat| is(&stat, SFlag::S_IFREG)) {
             return Ok(None);
         }
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
@@ -244,8 +222,8 @@ impl Root {
                     if links > MAX_LINKS {
                         return Err(RootError::TooManyLinks(path.to_owned()));
                     }
-                    let target = readlinkat(Some(self.fd.as_raw_fd()), &next)
-                        .map_err(system("reading the link", &next))?;
+                    let target =
+                        readlinkat(Some(self.fd.as_raw_fd()), &next).map_err(system("reading the link", &next))?;
                     let target = PathBuf::from(target);
                     if target.is_absolute() {
                         at.clear();
@@ -267,11 +245,7 @@ impl Root {
     }
 
     fn stat(&self, path: &Path) -> Result<Option<FileStat>, RootError> {
-        let path = if path.as_os_str().is_empty() {
-            Path::new(".")
-        } else {
-            path
-        };
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
         match fstatat(Some(self.fd.as_raw_fd()), path, AtFlags::AT_SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(Some(stat)),
             Err(Errno::ENOENT) => Ok(None),
@@ -288,12 +262,7 @@ impl Root {
 
     fn make_file(&self, path: &Path) -> Result<(), RootError> {
         let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_WRONLY;
-        match openat(
-            Some(self.fd.as_raw_fd()),
-            path,
-            flags,
-            Mode::from_bits_truncate(0o644),
-        ) {
+        match openat(Some(self.fd.as_raw_fd()), path, flags, Mode::from_bits_truncate(0o644)) {
             Ok(fd) => drop(crate::sys::own(fd)),
             Err(Errno::EEXIST) => {}
             Err(errno) => return Err(system("making the file", path)(errno)),
@@ -315,11 +284,7 @@ pub fn refuse_below_proc(path: &Path) -> Result<(), RootError> {
             cleaned.push(name);
         }
     }
-    if cleaned.starts_with("proc") {
-        Err(RootError::BelowProc(path.to_owned()))
-    } else {
-        Ok(())
-    }
+    if cleaned.starts_with("proc") { Err(RootError::BelowProc(path.to_owned())) } else { Ok(()) }
 }
 
 fn names(path: &Path) -> impl Iterator<Item = OsString> + '_ {
@@ -363,41 +328,22 @@ mod tests {
         assert_eq!(made("/conf/stack", Kind::Folder), Path::new("/real/stack"));
         assert!(folder.path().join("tmp/none/r").is_file());
         assert!(folder.path().join("real/stack").is_dir());
-        assert!(
-            folder.path().join("etc/resolv.conf").is_symlink(),
-            "links stay links"
-        );
-        assert_eq!(
-            made("/etc/resolv.conf", Kind::File),
-            Path::new("/tmp/none/r"),
-            "a second time is the same"
-        );
+        assert!(folder.path().join("etc/resolv.conf").is_symlink(), "links stay links");
+        assert_eq!(made("/etc/resolv.conf", Kind::File), Path::new("/tmp/none/r"), "a second time is the same");
     }
 
     #[test]
     fn a_path_through_a_file_or_a_loop_is_refused() {
         let (_folder, root) = image();
-        assert!(matches!(
-            root.make(Path::new("/etc/passwd/x"), Kind::Folder),
-            Err(RootError::NotAFolder { .. })
-        ));
-        assert!(matches!(
-            root.make(Path::new("/loop/x"), Kind::Folder),
-            Err(RootError::TooManyLinks(_))
-        ));
-        assert!(matches!(
-            root.make(Path::new("/etc"), Kind::File),
-            Err(RootError::System { .. })
-        ));
+        assert!(matches!(root.make(Path::new("/etc/passwd/x"), Kind::Folder), Err(RootError::NotAFolder { .. })));
+        assert!(matches!(root.make(Path::new("/loop/x"), Kind::Folder), Err(RootError::TooManyLinks(_))));
+        assert!(matches!(root.make(Path::new("/etc"), Kind::File), Err(RootError::System { .. })));
     }
 
     #[test]
     fn parents_of_the_root_are_the_root() {
         let (folder, root) = image();
-        assert_eq!(
-            root.make(Path::new("/../../up"), Kind::Folder).expect("made"),
-            Path::new("/up")
-        );
+        assert_eq!(root.make(Path::new("/../../up"), Kind::Folder).expect("made"), Path::new("/up"));
         assert!(folder.path().join("up").is_dir());
     }
 
@@ -406,10 +352,7 @@ mod tests {
         let (folder, root) = image();
         root.refuse_linked_system_folders().expect("none is a link");
         symlink("/etc", folder.path().join("proc")).expect("linked");
-        assert!(matches!(
-            root.refuse_linked_system_folders(),
-            Err(RootError::LinkedSystemFolder("/proc"))
-        ));
+        assert!(matches!(root.refuse_linked_system_folders(), Err(RootError::LinkedSystemFolder("/proc"))));
     }
 
     #[test]

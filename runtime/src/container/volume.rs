@@ -102,10 +102,7 @@ struct Copy {
 impl Copy {
     fn tree(&mut self, source: &Path, target: &Path, depth: usize) -> io::Result<()> {
         if depth > MAX_DEPTH {
-            return Err(io::Error::other(format!(
-                "{}: folders nested deeper than {MAX_DEPTH}",
-                source.display()
-            )));
+            return Err(io::Error::other(format!("{}: folders nested deeper than {MAX_DEPTH}", source.display())));
         }
         for entry in std::fs::read_dir(source)? {
             let entry = entry?;
@@ -156,14 +153,8 @@ fn attributes(from: &Path, to: &Path) -> io::Result<()> {
     }
     xattrs(from, to)?;
     let times = Timestamps {
-        last_access: rustix::fs::Timespec {
-            tv_sec: metadata.atime(),
-            tv_nsec: metadata.atime_nsec() as _,
-        },
-        last_modification: rustix::fs::Timespec {
-            tv_sec: metadata.mtime(),
-            tv_nsec: metadata.mtime_nsec() as _,
-        },
+        last_access: rustix::fs::Timespec { tv_sec: metadata.atime(), tv_nsec: metadata.atime_nsec() as _ },
+        last_modification: rustix::fs::Timespec { tv_sec: metadata.mtime(), tv_nsec: metadata.mtime_nsec() as _ },
     };
     Ok(rustix::fs::utimensat(CWD, to, &times, AtFlags::SYMLINK_NOFOLLOW)?)
 }
@@ -176,10 +167,7 @@ fn xattrs(from: &Path, to: &Path) -> io::Result<()> {
         Err(errno) => return Err(errno.into()),
     };
     let mut value = vec![0_u8; MAX_XATTR];
-    for name in names[..length]
-        .split(|&byte| byte == 0)
-        .filter(|name| !name.is_empty())
-    {
+    for name in names[..length].split(|&byte| byte == 0).filter(|name| !name.is_empty()) {
         // Overlay's own marks mean nothing outside of a layer.
         if name.starts_with(b"trusted.overlay.") {
             continue;
@@ -227,10 +215,7 @@ mod tests {
         let mode = |path: &Path| std::fs::metadata(path).expect("there").mode() & 0o7777;
         assert_eq!((mode(&data), mode(&data.join("sub/file"))), (0o700, 0o640));
         assert_eq!(std::fs::metadata(data.join("hard")).expect("there").nlink(), 2);
-        assert_eq!(
-            std::fs::read_link(data.join("soft")).expect("a link"),
-            Path::new("sub/file")
-        );
+        assert_eq!(std::fs::read_link(data.join("soft")).expect("a link"), Path::new("sub/file"));
         let time = |path: &Path| std::fs::metadata(path).expect("there").mtime_nsec();
         assert_eq!(time(&data), time(&image.path().join("data")));
     }

@@ -7,9 +7,7 @@ use super::libcontainer::{self, Io, Launch, Stdio};
 use super::oci::{self, DeviceNode, Resolved};
 use super::program::NotRunnable;
 use super::rootfs::{self, Kind, Root, RootError};
-use super::spec::{
-    ContainerSpec, DeviceSpec, ExecSpec, NetworkNamespace, SPEC_FILE, SharedNamespace, SourceSpec,
-};
+use super::spec::{ContainerSpec, DeviceSpec, ExecSpec, NetworkNamespace, SPEC_FILE, SharedNamespace, SourceSpec};
 use super::volume;
 use crate::shim::{Failure, FailureKind};
 use nix::errno::Errno;
@@ -113,10 +111,7 @@ pub fn read_spec(folders: &Folders, id: &str) -> Result<ContainerSpec, Failure> 
     let spec: ContainerSpec = serde_json::from_slice(&text)
         .map_err(|error| Failure::new(FailureKind::Refused, format!("{}: {error}", path.display())))?;
     if spec.id != id {
-        return Err(Failure::new(
-            FailureKind::Refused,
-            format!("{}: describes {:?}", path.display(), spec.id),
-        ));
+        return Err(Failure::new(FailureKind::Refused, format!("{}: describes {:?}", path.display(), spec.id)));
     }
     Ok(spec)
 }
@@ -179,15 +174,10 @@ fn launch_main(
         .map_err(|error| Failure::new(FailureKind::Internal, chain(&error)))?;
     let pid = created.pid;
     set_oom_score(pid, spec.process.oom_score_adj)?;
-    created
-        .start()
-        .map_err(|error| Failure::new(FailureKind::Internal, chain(&error)))?;
+    created.start().map_err(|error| Failure::new(FailureKind::Internal, chain(&error)))?;
     drop(report_write);
     wait_until_running(&report)?;
-    Ok(Made {
-        pid,
-        terminal: console.map(|socket| receive_terminal(&socket)).transpose()?,
-    })
+    Ok(Made { pid, terminal: console.map(|socket| receive_terminal(&socket)).transpose()? })
 }
 
 /// Runs a command in a running container. `cgroup` moves the process before its program runs.
@@ -231,18 +221,12 @@ pub fn exec(
     place(pid);
     drop((gate, gate_write, report_write));
     wait_until_running(&report)?;
-    Ok(Made {
-        pid,
-        terminal: console.map(|socket| receive_terminal(&socket)).transpose()?,
-    })
+    Ok(Made { pid, terminal: console.map(|socket| receive_terminal(&socket)).transpose()? })
 }
 
 fn explain_exec(line: String, cwd: &str) -> Failure {
     if line.contains("ENOENT") {
-        return Failure::new(
-            FailureKind::NotFound,
-            format!("working folder {cwd} is not in the container"),
-        );
+        return Failure::new(FailureKind::NotFound, format!("working folder {cwd} is not in the container"));
     }
     Failure::new(FailureKind::Internal, line)
 }
@@ -256,9 +240,7 @@ pub fn delete(folders: &Folders, id: &str) -> Result<(), Failure> {
         .map_err(|error| Failure::new(FailureKind::Internal, chain(&error)))?;
     let bundle = folders.containers.join(id);
     match std::fs::remove_dir_all(&bundle) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(io_failure("removing", &bundle, &error))
-        }
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io_failure("removing", &bundle, &error)),
         _ => Ok(()),
     }
 }
@@ -266,14 +248,8 @@ pub fn delete(folders: &Folders, id: &str) -> Result<(), Failure> {
 /// A mount namespace of the worker's own: what it mounts is gone with the container, and seen by nobody else.
 fn private_mounts() -> Result<(), Failure> {
     unshare(CloneFlags::CLONE_NEWNS).map_err(internal("making a mount namespace"))?;
-    mount(
-        None::<&str>,
-        "/",
-        None::<&str>,
-        MsFlags::MS_SLAVE | MsFlags::MS_REC,
-        None::<&str>,
-    )
-    .map_err(internal("separating the mount namespace"))
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_SLAVE | MsFlags::MS_REC, None::<&str>)
+        .map_err(internal("separating the mount namespace"))
 }
 
 fn read_accounts(root: &Root) -> Result<Accounts, Failure> {
@@ -286,10 +262,7 @@ fn read_accounts(root: &Root) -> Result<Accounts, Failure> {
         }
         Ok(bytes)
     };
-    Ok(Accounts {
-        passwd: read("/etc/passwd")?,
-        group: read("/etc/group")?,
-    })
+    Ok(Accounts { passwd: read("/etc/passwd")?, group: read("/etc/group")? })
 }
 
 /// The account files that a command sees are the container's present ones.
@@ -307,12 +280,7 @@ fn make_targets(root: &Root, root_path: &Path, spec: &ContainerSpec) -> Result<V
             _ => Kind::Folder,
         };
         let target = make_target(root, Path::new(&mount.target), kind, &targets)?;
-        if let SourceSpec::Volume {
-            folder,
-            fill: Some(marker),
-            subpath,
-        } = &mount.source
-        {
+        if let SourceSpec::Volume { folder, fill: Some(marker), subpath } = &mount.source {
             let inside = root.existing(&target)?.map(|path| root_path.join(path));
             volume::fill(folder, marker, inside.as_deref())?;
             volume::make_subpath(folder, subpath)?;
@@ -326,14 +294,8 @@ fn make_targets(root: &Root, root_path: &Path, spec: &ContainerSpec) -> Result<V
 }
 
 fn make_target(root: &Root, target: &Path, kind: Kind, earlier: &[PathBuf]) -> Result<PathBuf, Failure> {
-    let system = ["/proc", "/sys", "/dev"]
-        .iter()
-        .any(|system| target.starts_with(system));
-    if system
-        || earlier
-            .iter()
-            .any(|mount| target.starts_with(mount) && target != mount)
-    {
+    let system = ["/proc", "/sys", "/dev"].iter().any(|system| target.starts_with(system));
+    if system || earlier.iter().any(|mount| target.starts_with(mount) && target != mount) {
         // The kernel's file systems, or inside a volume that others may change meanwhile: libcontainer makes it there,
         // with descriptors.
         return Ok(target.to_owned());
@@ -345,11 +307,7 @@ fn make_target(root: &Root, target: &Path, kind: Kind, earlier: &[PathBuf]) -> R
 fn make_working_folder(root: &Root, spec: &ContainerSpec) -> Result<(), Failure> {
     let cwd = Path::new(&spec.process.cwd);
     rootfs::refuse_below_proc(cwd)?;
-    let covering = spec
-        .mounts
-        .iter()
-        .rev()
-        .find(|mount| cwd.starts_with(&mount.target));
+    let covering = spec.mounts.iter().rev().find(|mount| cwd.starts_with(&mount.target));
     match covering.map(|mount| (&mount.source, cwd.strip_prefix(&mount.target))) {
         Some((SourceSpec::Volume { folder, subpath, .. }, Ok(inside))) => {
             Root::open(&folder.join(subpath))?.make(inside, Kind::Folder)?;
@@ -369,10 +327,7 @@ fn namespace_of(
         return Ok(None);
     };
     let pid = pid_of(id).ok_or_else(|| {
-        Failure::new(
-            FailureKind::NotFound,
-            format!("container {id} does not run, its {kind} namespace is wanted"),
-        )
+        Failure::new(FailureKind::NotFound, format!("container {id} does not run, its {kind} namespace is wanted"))
     })?;
     Ok(Some(PathBuf::from(format!("/proc/{pid}/ns/{kind}"))))
 }
@@ -414,15 +369,8 @@ fn environment(env: &[(String, String)], identity: &Identity, tty: bool) -> Vec<
 
 fn all_capabilities() -> Vec<String> {
     let last = std::fs::read_to_string("/proc/sys/kernel/cap_last_cap");
-    let last = last
-        .ok()
-        .and_then(|text| text.trim().parse::<usize>().ok())
-        .unwrap_or(40);
-    super::CAPABILITIES
-        .iter()
-        .take(last + 1)
-        .map(|&name| name.to_owned())
-        .collect()
+    let last = last.ok().and_then(|text| text.trim().parse::<usize>().ok()).unwrap_or(40);
+    super::CAPABILITIES.iter().take(last + 1).map(|&name| name.to_owned()).collect()
 }
 
 fn set_oom_score(pid: i32, score: i32) -> Result<(), Failure> {
@@ -445,9 +393,8 @@ fn wait_until_running(report: &OwnedFd) -> Result<(), Failure> {
         }
     }
     let reason = serde_json::from_slice::<NotRunnable>(&line);
-    let (code, reason) = reason.map_or((126, "the program could not be run".to_owned()), |it| {
-        (it.code, it.reason)
-    });
+    let (code, reason) =
+        reason.map_or((126, "the program could not be run".to_owned()), |it| (it.code, it.reason));
     Err(Failure::new(FailureKind::NotRunnable { code }, reason))
 }
 
@@ -456,17 +403,11 @@ fn io_for(output: Output, bundle: &Path) -> Result<(Io, Option<OwnedFd>), Failur
         Output::Stdio(stdio) => Ok((Io::Stdio(stdio), None)),
         Output::Terminal => {
             let path = bundle.join(format!("console-{}", std::process::id()));
-            let listener = socket(
-                AddressFamily::Unix,
-                SockType::Stream,
-                SockFlag::SOCK_CLOEXEC,
-                None,
-            )
-            .map_err(internal("making a console socket"))?;
+            let listener = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
+                .map_err(internal("making a console socket"))?;
             let address = UnixAddr::new(&path).map_err(internal(path.display()))?;
             bind(listener.as_raw_fd(), &address).map_err(internal(path.display()))?;
-            listen(&listener, Backlog::new(1).unwrap_or(Backlog::MAXCONN))
-                .map_err(internal(path.display()))?;
+            listen(&listener, Backlog::new(1).unwrap_or(Backlog::MAXCONN)).map_err(internal(path.display()))?;
             Ok((Io::Terminal(path), Some(listener)))
         }
     }
@@ -474,11 +415,9 @@ fn io_for(output: Output, bundle: &Path) -> Result<(Io, Option<OwnedFd>), Failur
 
 /// Takes the terminal's master from the console socket; the sender has written it by now.
 fn receive_terminal(listener: &OwnedFd) -> Result<OwnedFd, Failure> {
-    let connection =
-        nix::sys::socket::accept(listener.as_raw_fd()).map_err(internal("accepting the console"))?;
+    let connection = nix::sys::socket::accept(listener.as_raw_fd()).map_err(internal("accepting the console"))?;
     let connection = crate::sys::own(connection);
-    let received =
-        crate::shim::receive_descriptor(&connection).map_err(internal("receiving the terminal"))?;
+    let received = crate::shim::receive_descriptor(&connection).map_err(internal("receiving the terminal"))?;
     received.ok_or_else(|| Failure::new(FailureKind::Internal, "no terminal came from the container"))
 }
 

@@ -132,12 +132,7 @@ pub fn parse(what: &str, bytes: &[u8]) -> Result<ImageConfig, Error> {
         variant: raw.variant,
         entrypoint: config.entrypoint,
         cmd: config.cmd,
-        env: config
-            .env
-            .iter()
-            .map(|line| line.split_once('=').unwrap_or((line, "")))
-            .map(owned)
-            .collect(),
+        env: config.env.iter().map(|line| line.split_once('=').unwrap_or((line, ""))).map(owned).collect(),
         user: config.user,
         working_dir: config.working_dir,
         volumes: config.volumes.into_keys().collect(),
@@ -154,12 +149,7 @@ fn owned((name, value): (&str, &str)) -> (String, String) {
 }
 
 fn health(raw: RawHealth) -> ImageHealth {
-    let time = |nanoseconds: i64| {
-        u64::try_from(nanoseconds)
-            .ok()
-            .filter(|&it| it > 0)
-            .map(Duration::from_nanos)
-    };
+    let time = |nanoseconds: i64| u64::try_from(nanoseconds).ok().filter(|&it| it > 0).map(Duration::from_nanos);
     ImageHealth {
         test: raw.test,
         interval: time(raw.interval),

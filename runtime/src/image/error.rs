@@ -136,18 +136,11 @@ impl Error {
 
     /// When the registry asked to come again.
     pub fn retry_after(&self) -> Option<Duration> {
-        if let Self::Busy { retry_after, .. } = self {
-            *retry_after
-        } else {
-            None
-        }
+        if let Self::Busy { retry_after, .. } = self { *retry_after } else { None }
     }
 
     pub(super) fn bad(what: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self::BadImage {
-            what: what.into(),
-            reason: reason.into(),
-        }
+        Self::BadImage { what: what.into(), reason: reason.into() }
     }
 
     pub(super) fn store(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {

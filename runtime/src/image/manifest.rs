@@ -52,10 +52,7 @@ impl Descriptor {
         if is_digest(&self.digest) {
             Ok(())
         } else {
-            Err(Error::bad(
-                what,
-                format!("digest {:?} is not sha256", self.digest),
-            ))
+            Err(Error::bad(what, format!("digest {:?} is not sha256", self.digest)))
         }
     }
 }
@@ -120,24 +117,16 @@ pub fn parse(what: &str, bytes: &[u8]) -> Result<Document, Error> {
     if raw.schema_version != 2 {
         return Err(Error::bad(
             what,
-            format!(
-                "schema version {} is not supported, push the image anew",
-                raw.schema_version
-            ),
+            format!("schema version {} is not supported, push the image anew", raw.schema_version),
         ));
     }
     if let Some(artifact) = raw.artifact_type {
-        return Err(Error::bad(
-            what,
-            format!("is no image but an artifact of type {artifact}"),
-        ));
+        return Err(Error::bad(what, format!("is no image but an artifact of type {artifact}")));
     }
     match (raw.config, raw.layers, raw.manifests) {
         (Some(config), Some(layers), None) => manifest(what, config, layers).map(Document::Manifest),
         (None, None, Some(manifests)) => {
-            manifests
-                .iter()
-                .try_for_each(|descriptor| descriptor.check(what))?;
+            manifests.iter().try_for_each(|descriptor| descriptor.check(what))?;
             Ok(Document::Index(manifests))
         }
         _ => Err(Error::bad(what, "is neither a manifest nor an index")),
@@ -147,37 +136,25 @@ pub fn parse(what: &str, bytes: &[u8]) -> Result<Document, Error> {
 fn manifest(what: &str, config: Descriptor, layers: Vec<Descriptor>) -> Result<Manifest, Error> {
     config.check(what)?;
     if layers.len() > MAX_LAYERS {
-        return Err(Error::bad(
-            what,
-            format!("{} layers, at most {MAX_LAYERS} are taken", layers.len()),
-        ));
+        return Err(Error::bad(what, format!("{} layers, at most {MAX_LAYERS} are taken", layers.len())));
     }
     let layers = layers.into_iter().map(|layer| {
         layer.check(what)?;
-        let compression = compression(&layer.media_type).ok_or_else(|| {
-            Error::bad(
-                what,
-                format!("layer type {:?} is not supported", layer.media_type),
-            )
-        })?;
-        Ok(Layer {
-            digest: layer.digest,
-            size: layer.size,
-            compression,
-        })
+        let compression = compression(&layer.media_type)
+            .ok_or_else(|| Error::bad(what, format!("layer type {:?} is not supported", layer.media_type)))?;
+        Ok(Layer { digest: layer.digest, size: layer.size, compression })
     });
-    Ok(Manifest {
-        config,
-        layers: layers.collect::<Result<_, Error>>()?,
-    })
+    Ok(Manifest { config, layers: layers.collect::<Result<_, Error>>()? })
 }
 
 fn compression(media_type: &str) -> Option<Compression> {
     match media_type {
-        "application/vnd.oci.image.layer.v1.tar+gzip"
-        | "application/vnd.docker.image.rootfs.diff.tar.gzip" => Some(Compression::Gzip),
-        "application/vnd.oci.image.layer.v1.tar+zstd"
-        | "application/vnd.docker.image.rootfs.diff.tar.zstd" => Some(Compression::Zstd),
+        "application/vnd.oci.image.layer.v1.tar+gzip" | "application/vnd.docker.image.rootfs.diff.tar.gzip" => {
+            Some(Compression::Gzip)
+        }
+        "application/vnd.oci.image.layer.v1.tar+zstd" | "application/vnd.docker.image.rootfs.diff.tar.zstd" => {
+            Some(Compression::Zstd)
+        }
         "application/vnd.oci.image.layer.v1.tar" | "application/vnd.docker.image.rootfs.diff.tar" => {
             Some(Compression::None)
         }
@@ -189,11 +166,7 @@ fn compression(media_type: &str) -> Option<Compression> {
 ///
 /// # Errors
 /// When there is none, naming what is offered.
-pub fn choose<'a>(
-    what: &str,
-    platform: &Platform,
-    manifests: &'a [Descriptor],
-) -> Result<&'a Descriptor, Error> {
+pub fn choose<'a>(what: &str, platform: &Platform, manifests: &'a [Descriptor]) -> Result<&'a Descriptor, Error> {
     platform.choose(manifests).map_err(|none| Error::NoPlatform {
         image: what.to_owned(),
         reason: match none {
@@ -216,13 +189,7 @@ mod tests {
         );
         assert!(parse("i", manifest.as_bytes()).is_err_and(|error| error.to_string().contains("x/y")));
         assert!(parse("i", br#"{"schemaVersion":1}"#).is_err());
-        assert!(
-            parse(
-                "i",
-                br#"{"schemaVersion":2,"config":{"digest":"sha256:../x"},"layers":[]}"#
-            )
-            .is_err()
-        );
+        assert!(parse("i", br#"{"schemaVersion":2,"config":{"digest":"sha256:../x"},"layers":[]}"#).is_err());
     }
 
     proptest! {

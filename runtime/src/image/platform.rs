@@ -18,11 +18,7 @@ pub struct Platform {
 impl fmt::Display for Platform {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.os, self.architecture)?;
-        if self.variant.is_empty() {
-            Ok(())
-        } else {
-            write!(f, "/{}", self.variant)
-        }
+        if self.variant.is_empty() { Ok(()) } else { write!(f, "/{}", self.variant) }
     }
 }
 
@@ -48,11 +44,7 @@ impl Platform {
             "arm" => arm_variant(&std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default()),
             _ => String::new(),
         };
-        Self {
-            os: "linux".to_owned(),
-            architecture: architecture.to_owned(),
-            variant,
-        }
+        Self { os: "linux".to_owned(), architecture: architecture.to_owned(), variant }
     }
 
     /// Variants of images that run here, best first; an empty string is an image that names none.
@@ -73,9 +65,7 @@ impl Platform {
         if other.os != self.os || other.architecture != self.architecture {
             return None;
         }
-        self.variants()
-            .iter()
-            .position(|&variant| variant == other.variant)
+        self.variants().iter().position(|&variant| variant == other.variant)
     }
 
     /// The best manifest of an index, whatever its order. Attestations and other artifacts are not looked at.
@@ -88,9 +78,7 @@ impl Platform {
             .filter(|it| it.is_image())
             .filter_map(|it| Some((it, it.platform.as_ref()?)))
             .collect();
-        let ranked = images
-            .iter()
-            .filter_map(|(it, platform)| Some((self.rank(platform)?, &it.digest, *it)));
+        let ranked = images.iter().filter_map(|(it, platform)| Some((self.rank(platform)?, &it.digest, *it)));
         if let Some((_, _, best)) = ranked.min_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1))) {
             return Ok(best);
         }
@@ -114,17 +102,13 @@ fn arm_variant(cpuinfo: &str) -> String {
             .find(|(key, _)| key.trim() == name)
             .map(|(_, value)| value.trim())
     };
-    let model = field("model name")
-        .or_else(|| field("Processor"))
-        .unwrap_or_default();
+    let model = field("model name").or_else(|| field("Processor")).unwrap_or_default();
     if model.contains("ARMv6") || field("CPU part") == Some("0xb76") {
         return "v6".to_owned();
     }
-    match field("CPU architecture").and_then(|text| {
-        text.trim_end_matches(|c: char| !c.is_ascii_digit())
-            .parse::<u32>()
-            .ok()
-    }) {
+    match field("CPU architecture")
+        .and_then(|text| text.trim_end_matches(|c: char| !c.is_ascii_digit()).parse::<u32>().ok())
+    {
         Some(5) => "v5",
         Some(6) => "v6",
         Some(_) => "v7",
@@ -139,24 +123,12 @@ mod tests {
     use proptest::prelude::*;
 
     fn arm(variant: &str) -> Platform {
-        Platform {
-            os: "linux".into(),
-            architecture: "arm".into(),
-            variant: variant.into(),
-        }
+        Platform { os: "linux".into(), architecture: "arm".into(), variant: variant.into() }
     }
 
     fn entry(name: &str, architecture: &str, variant: &str) -> Descriptor {
-        let platform = Platform {
-            os: "linux".into(),
-            architecture: architecture.into(),
-            variant: variant.into(),
-        };
-        Descriptor {
-            digest: name.into(),
-            platform: Some(platform),
-            ..Descriptor::default()
-        }
+        let platform = Platform { os: "linux".into(), architecture: architecture.into(), variant: variant.into() };
+        Descriptor { digest: name.into(), platform: Some(platform), ..Descriptor::default() }
     }
 
     // moby/moby#37647, moby/moby#41017, containerd/containerd#2293
@@ -175,10 +147,7 @@ mod tests {
         }
         assert_eq!(
             arm("v6").choose(&offers),
-            Err(NoMatch::Offers(vec![
-                "linux/arm/v7".into(),
-                "linux/arm64/v8".into()
-            ]))
+            Err(NoMatch::Offers(vec!["linux/arm/v7".into(), "linux/arm64/v8".into()]))
         );
     }
 
@@ -200,24 +169,13 @@ mod tests {
     #[test]
     fn attestations_are_never_chosen_and_never_offered() {
         let mut statement = entry("AA", "unknown", "");
-        statement
-            .annotations
-            .insert("vnd.docker.reference.type".into(), "attestation-manifest".into());
-        let artifact = Descriptor {
-            artifact_type: Some("x/y".into()),
-            ..entry("AB", "arm", "v6")
-        };
+        statement.annotations.insert("vnd.docker.reference.type".into(), "attestation-manifest".into());
+        let artifact = Descriptor { artifact_type: Some("x/y".into()), ..entry("AB", "arm", "v6") };
         assert_eq!(
-            arm("v6")
-                .choose(&[statement.clone(), artifact.clone(), entry("BB", "arm", "v6")])
-                .expect("BB")
-                .digest,
+            arm("v6").choose(&[statement.clone(), artifact.clone(), entry("BB", "arm", "v6")]).expect("BB").digest,
             "BB"
         );
-        assert_eq!(
-            arm("v6").choose(&[statement, artifact]),
-            Err(NoMatch::HoldsNoImage)
-        );
+        assert_eq!(arm("v6").choose(&[statement, artifact]), Err(NoMatch::HoldsNoImage));
     }
 
     #[test]
@@ -226,10 +184,7 @@ mod tests {
             arm_variant("model name\t: ARMv6-compatible processor rev 7 (v6l)\nCPU architecture: 7\n"),
             "v6"
         );
-        assert_eq!(
-            arm_variant("model name\t: ARMv7 Processor rev 5 (v7l)\nCPU architecture: 7\n"),
-            "v7"
-        );
+        assert_eq!(arm_variant("model name\t: ARMv7 Processor rev 5 (v7l)\nCPU architecture: 7\n"), "v7");
         assert_eq!(arm_variant("CPU architecture: 8\n"), "v7");
         assert_eq!(arm_variant(""), "v6");
     }

@@ -92,18 +92,11 @@ impl PullOptions {
             "docker.io" => vec!["https://index.docker.io/v1/", "docker.io", "index.docker.io"],
             other => vec![other],
         };
-        let with_scheme = [
-            format!("https://{registry}"),
-            format!("http://{registry}"),
-            format!("https://{registry}/"),
-        ];
-        let found = keys
-            .into_iter()
-            .chain(with_scheme.iter().map(String::as_str))
-            .find_map(|key| config.auths.get(key));
-        Ok(found
-            .and_then(|auth| auth.auth.clone())
-            .filter(|auth| !auth.is_empty()))
+        let with_scheme =
+            [format!("https://{registry}"), format!("http://{registry}"), format!("https://{registry}/")];
+        let found =
+            keys.into_iter().chain(with_scheme.iter().map(String::as_str)).find_map(|key| config.auths.get(key));
+        Ok(found.and_then(|auth| auth.auth.clone()).filter(|auth| !auth.is_empty()))
     }
 }
 
@@ -197,17 +190,8 @@ pub fn resolve(store: &Store, reference: &Reference, options: &PullOptions) -> R
             present: store.has_layer(chain),
         })
         .collect();
-    let to_download = layers
-        .iter()
-        .filter(|layer| !layer.present)
-        .map(|layer| layer.size)
-        .sum();
-    Ok(Resolved {
-        digest: found.digest,
-        layers,
-        to_download,
-        space_needed: expected(to_download),
-    })
+    let to_download = layers.iter().filter(|layer| !layer.present).map(|layer| layer.size).sum();
+    Ok(Resolved { digest: found.digest, layers, to_download, space_needed: expected(to_download) })
 }
 
 fn expected(compressed: u64) -> u64 {
@@ -235,14 +219,7 @@ pub fn pull(
         return store.commit_image(&name, &image.digest, &found.manifest.config.digest, layers);
     }
     let missing = |it: &(&Layer, &String)| !store.has_layer(it.1);
-    let total: u64 = found
-        .manifest
-        .layers
-        .iter()
-        .zip(&found.chain)
-        .filter(missing)
-        .map(|it| it.0.size)
-        .sum();
+    let total: u64 = found.manifest.layers.iter().zip(&found.chain).filter(missing).map(|it| it.0.size).sum();
     let (needed, available) = (expected(total), store.free_bytes().saturating_sub(RESERVE));
     if needed > available {
         return Err(Error::NoSpace { needed, available });
@@ -254,60 +231,27 @@ pub fn pull(
     for (index, layer) in found.manifest.layers.iter().enumerate() {
         let chain = &found.chain[index];
         if store.has_layer(chain) {
-            layers.push(LayerRecord {
-                chain: chain.clone(),
-                bytes: store.layer_bytes(chain),
-            });
+            layers.push(LayerRecord { chain: chain.clone(), bytes: store.layer_bytes(chain) });
             continue;
         }
-        let lower: Vec<PathBuf> = found.chain[..index]
-            .iter()
-            .rev()
-            .map(|chain| store.layer_path(chain))
-            .collect();
-        let tell = |phase, bytes| {
-            progress(Progress {
-                layer: layer.digest.clone(),
-                phase,
-                done: done + bytes,
-                total,
-            })
-        };
-        let work = LayerWork {
-            store,
-            layer,
-            lower: &lower,
-            diff_id: &found.diff_ids[index],
-            chain,
-            cancel,
-            tell: &tell,
-        };
+        let lower: Vec<PathBuf> = found.chain[..index].iter().rev().map(|chain| store.layer_path(chain)).collect();
+        let tell =
+            |phase, bytes| progress(Progress { layer: layer.digest.clone(), phase, done: done + bytes, total });
+        let work =
+            LayerWork { store, layer, lower: &lower, diff_id: &found.diff_ids[index], chain, cancel, tell: &tell };
         let bytes = work.run(&mut repository)?;
         done += layer.size;
-        layers.push(LayerRecord {
-            chain: chain.clone(),
-            bytes,
-        });
+        layers.push(LayerRecord { chain: chain.clone(), bytes });
     }
     store.commit_image(&name, &found.digest, &found.manifest.config.digest, layers)
 }
 
 fn records(store: &Store, chain: &[String]) -> Vec<LayerRecord> {
-    chain
-        .iter()
-        .map(|chain| LayerRecord {
-            chain: chain.clone(),
-            bytes: store.layer_bytes(chain),
-        })
-        .collect()
+    chain.iter().map(|chain| LayerRecord { chain: chain.clone(), bytes: store.layer_bytes(chain) }).collect()
 }
 
 /// Fetches manifest and configuration, and checks that they belong together and to this machine.
-fn find(
-    repository: &mut Repository<'_>,
-    reference: &Reference,
-    options: &PullOptions,
-) -> Result<Found, Error> {
+fn find(repository: &mut Repository<'_>, reference: &Reference, options: &PullOptions) -> Result<Found, Error> {
     let name = reference.to_string();
     let mut wanted = reference.wanted().to_owned();
     let mut chosen_by_index = false;
@@ -315,29 +259,16 @@ fn find(
         let bytes = repository.manifest(&wanted)?;
         let digest = digest_of(&bytes);
         if wanted.starts_with("sha256:") && digest != wanted {
-            return Err(Error::bad(
-                &name,
-                format!("the registry sent another manifest than {wanted}"),
-            ));
+            return Err(Error::bad(&name, format!("the registry sent another manifest than {wanted}")));
         }
         match manifest::parse(&name, &bytes)? {
             Document::Index(manifests) => {
-                wanted = manifest::choose(&name, &options.platform, &manifests)?
-                    .digest
-                    .clone();
+                wanted = manifest::choose(&name, &options.platform, &manifests)?.digest.clone();
                 chosen_by_index = true;
             }
             Document::Manifest(manifest) => {
                 let config_bytes = config_bytes(repository, &name, &manifest)?;
-                return check(
-                    &name,
-                    options,
-                    digest,
-                    manifest,
-                    bytes,
-                    config_bytes,
-                    chosen_by_index,
-                );
+                return check(&name, options, digest, manifest, bytes, config_bytes, chosen_by_index);
             }
         }
     }
@@ -347,10 +278,7 @@ fn find(
 fn config_bytes(repository: &mut Repository<'_>, name: &str, manifest: &Manifest) -> Result<Vec<u8>, Error> {
     let descriptor = &manifest.config;
     if descriptor.size > MAX_CONFIG {
-        return Err(Error::bad(
-            name,
-            format!("its configuration is larger than {MAX_CONFIG} bytes"),
-        ));
+        return Err(Error::bad(name, format!("its configuration is larger than {MAX_CONFIG} bytes")));
     }
     let mut blob = repository.blob(&descriptor.digest, descriptor.size);
     let mut bytes = Vec::new();
@@ -389,11 +317,7 @@ fn check(
         });
     }
     if config.diff_ids.len() != manifest.layers.len() {
-        let reason = format!(
-            "{} layers, but {} diff_ids",
-            manifest.layers.len(),
-            config.diff_ids.len()
-        );
+        let reason = format!("{} layers, but {} diff_ids", manifest.layers.len(), config.diff_ids.len());
         return Err(Error::bad(name, reason));
     }
     Ok(Found {
@@ -410,10 +334,9 @@ fn check(
 fn chain_ids(diff_ids: &[String]) -> Vec<String> {
     let mut chain: Vec<String> = Vec::new();
     for diff_id in diff_ids {
-        let id = chain.last().map_or_else(
-            || diff_id.clone(),
-            |below| digest_of(format!("{below} {diff_id}").as_bytes()),
-        );
+        let id = chain
+            .last()
+            .map_or_else(|| diff_id.clone(), |below| digest_of(format!("{below} {diff_id}").as_bytes()));
         chain.push(id);
     }
     chain
@@ -466,19 +389,13 @@ impl LayerWork<'_> {
             (Err(error), _) | (_, Err(error)) => return Err(error),
             (Ok(unpacked), Ok(digest)) if digest == self.layer.digest => unpacked,
             (Ok(_), Ok(_)) => {
-                return Err(Error::bad(
-                    format!("layer {}", self.layer.digest),
-                    "its digest is wrong",
-                ));
+                return Err(Error::bad(format!("layer {}", self.layer.digest), "its digest is wrong"));
             }
         };
         if diff_id == self.diff_id {
             Ok(bytes)
         } else {
-            Err(Error::bad(
-                format!("layer {}", self.layer.digest),
-                "its diff_id is wrong",
-            ))
+            Err(Error::bad(format!("layer {}", self.layer.digest), "its diff_id is wrong"))
         }
     }
 
@@ -505,14 +422,10 @@ impl LayerWork<'_> {
     }
 
     fn unpack(&self, receiver: Receiver<Vec<u8>>, staged: &std::path::Path) -> Result<(u64, String), Error> {
-        let pieces = Pieces {
-            receiver,
-            piece: Vec::new(),
-            at: 0,
-        };
+        let pieces = Pieces { receiver, piece: Vec::new(), at: 0 };
         let mut plain = Hashed::new(decompressed(self.layer.compression, pieces));
-        let unpacked = unpack(&mut plain, staged, self.lower, self.layer.size)
-            .map_err(|error| self.layer_failed(error))?;
+        let unpacked =
+            unpack(&mut plain, staged, self.lower, self.layer.size).map_err(|error| self.layer_failed(error))?;
         Ok((unpacked.bytes, plain.finish().0))
     }
 
@@ -522,10 +435,7 @@ impl LayerWork<'_> {
             .and_then(io::Error::raw_os_error)
             .is_some_and(|code| code == libc::ENOSPC || code == libc::EDQUOT);
         if full {
-            return Error::NoSpace {
-                needed: expected(self.layer.size),
-                available: self.store.free_bytes(),
-            };
+            return Error::NoSpace { needed: expected(self.layer.size), available: self.store.free_bytes() };
         }
         let reason = match error.io() {
             Some(cause) => format!("{error}: {cause}"),

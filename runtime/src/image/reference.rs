@@ -37,11 +37,7 @@ impl Reference {
 
     /// Where the registry's interface is: Docker's registry answers under another name.
     pub fn registry_host(&self) -> &str {
-        if self.registry == DEFAULT_REGISTRY {
-            "registry-1.docker.io"
-        } else {
-            &self.registry
-        }
+        if self.registry == DEFAULT_REGISTRY { "registry-1.docker.io" } else { &self.registry }
     }
 
     /// Repository within the registry.
@@ -77,10 +73,7 @@ impl FromStr for Reference {
     type Err = ReferenceError;
 
     fn from_str(name: &str) -> Result<Self, ReferenceError> {
-        let refuse = |reason| ReferenceError {
-            name: name.chars().take(MAX_NAME).collect(),
-            reason,
-        };
+        let refuse = |reason| ReferenceError { name: name.chars().take(MAX_NAME).collect(), reason };
         let (rest, digest) = match name.split_once('@') {
             Some((rest, digest)) => (rest, Some(digest)),
             None => (name, None),
@@ -106,15 +99,8 @@ impl FromStr for Reference {
                 "a repository has lower-case letters and digits, with `.`, `_`, `-` between, and `/`",
             ));
         }
-        let tag = tag
-            .or(if digest.is_none() { Some("latest") } else { None })
-            .map(str::to_owned);
-        Ok(Self {
-            registry,
-            repository,
-            tag,
-            digest: digest.map(str::to_owned),
-        })
+        let tag = tag.or(if digest.is_none() { Some("latest") } else { None }).map(str::to_owned);
+        Ok(Self { registry, repository, tag, digest: digest.map(str::to_owned) })
     }
 }
 
@@ -122,20 +108,9 @@ impl FromStr for Reference {
 fn split_registry(path: &str) -> (String, String) {
     match path.split_once('/') {
         Some((first, rest)) if first.contains(['.', ':']) || first == "localhost" => {
-            let registry = if first == "index.docker.io" {
-                DEFAULT_REGISTRY
-            } else {
-                first
-            };
+            let registry = if first == "index.docker.io" { DEFAULT_REGISTRY } else { first };
             let library = registry == DEFAULT_REGISTRY && !rest.contains('/');
-            (
-                registry.to_owned(),
-                if library {
-                    format!("library/{rest}")
-                } else {
-                    rest.to_owned()
-                },
-            )
+            (registry.to_owned(), if library { format!("library/{rest}") } else { rest.to_owned() })
         }
         Some(_) => (DEFAULT_REGISTRY.to_owned(), path.to_owned()),
         None => (DEFAULT_REGISTRY.to_owned(), format!("library/{path}")),
@@ -150,10 +125,7 @@ fn is_registry(text: &str) -> bool {
     let host_ok = if let Some(address) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
         address.parse::<std::net::Ipv6Addr>().is_ok()
     } else {
-        !host.is_empty()
-            && host
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-'))
+        !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-'))
     };
     host_ok && port.is_none_or(|port| port.parse::<u16>().is_ok())
 }
@@ -162,9 +134,9 @@ fn is_component(text: &str) -> bool {
     let ends = |byte: Option<u8>| byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
     ends(text.bytes().next())
         && ends(text.bytes().next_back())
-        && text.bytes().all(|byte| {
-            byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'_' | b'-')
-        })
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'_' | b'-'))
 }
 
 fn is_tag(text: &str) -> bool {
@@ -177,10 +149,7 @@ fn is_tag(text: &str) -> bool {
 /// `sha256:` and 64 lower-case hex digits.
 pub fn is_digest(text: &str) -> bool {
     text.strip_prefix("sha256:").is_some_and(|hex| {
-        hex.len() == 64
-            && hex
-                .bytes()
-                .all(|byte| byte.is_ascii_digit() || matches!(byte, b'a'..=b'f'))
+        hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_digit() || matches!(byte, b'a'..=b'f'))
     })
 }
 
@@ -190,8 +159,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn full(name: &str) -> String {
-        name.parse::<Reference>()
-            .map_or_else(|error| format!("refused: {error}"), |it| it.to_string())
+        name.parse::<Reference>().map_or_else(|error| format!("refused: {error}"), |it| it.to_string())
     }
 
     #[test]
@@ -207,28 +175,16 @@ mod tests {
     #[test]
     fn digests_are_kept_beside_tags() {
         let digest = format!("sha256:{}", "a".repeat(64));
-        assert_eq!(
-            full(&format!("h.example/a@{digest}")),
-            format!("h.example/a@{digest}")
-        );
+        assert_eq!(full(&format!("h.example/a@{digest}")), format!("h.example/a@{digest}"));
         let both: Reference = format!("h.example/a:1@{digest}").parse().expect("accepted");
         assert_eq!(both.wanted(), digest);
     }
 
     #[test]
     fn other_names_are_refused() {
-        for name in [
-            "",
-            ":1",
-            "UPPER",
-            "a//b",
-            "a@sha256:12",
-            "a:b c",
-            "a/../b",
-            "h.example:99999/a",
-            "-a",
-            "a@md5:00",
-        ] {
+        for name in
+            ["", ":1", "UPPER", "a//b", "a@sha256:12", "a:b c", "a/../b", "h.example:99999/a", "-a", "a@md5:00"]
+        {
             assert!(full(name).starts_with("refused"), "{name} became {}", full(name));
         }
     }

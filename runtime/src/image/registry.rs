@@ -43,11 +43,8 @@ const DEFAULT_TOKEN_LIFE: Duration = Duration::from_secs(60);
 const MAX_SHOWN: usize = 300;
 
 /// Where Linux distributions keep the certificate authorities.
-const SYSTEM_ROOTS: &[&str] = &[
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/cert.pem",
-];
+const SYSTEM_ROOTS: &[&str] =
+    &["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
 
 /// A connection to one repository.
 pub struct Repository<'a> {
@@ -83,12 +80,7 @@ impl<'a> Repository<'a> {
             .user_agent(concat!("coracle/", env!("CARGO_PKG_VERSION")))
             .build()
             .new_agent();
-        Ok(Self {
-            agent,
-            reference,
-            options,
-            authorization: None,
-        })
+        Ok(Self { agent, reference, options, authorization: None })
     }
 
     /// A manifest by tag or digest: its bytes and media type.
@@ -99,11 +91,7 @@ impl<'a> Repository<'a> {
         let what = format!("manifest {wanted}");
         let mut response = self.get(&format!("manifests/{wanted}"), &what, 0)?;
         let mut bytes = Vec::new();
-        let read = response
-            .body_mut()
-            .as_reader()
-            .take(MAX_MANIFEST + 1)
-            .read_to_end(&mut bytes);
+        let read = response.body_mut().as_reader().take(MAX_MANIFEST + 1).read_to_end(&mut bytes);
         read.map_err(|error| self.network(&what, &error.to_string()))?;
         if bytes.len() as u64 > MAX_MANIFEST {
             return Err(Error::bad(
@@ -139,11 +127,7 @@ impl<'a> Repository<'a> {
     /// Sends a GET with the present credentials, renews them once on 401, and follows redirects.
     fn get(&mut self, path: &str, what: &str, offset: u64) -> Result<Response<Body>, Error> {
         let url = format!("{}{path}", self.base()?);
-        if self
-            .authorization
-            .as_ref()
-            .is_some_and(|it| it.expires.is_some_and(|end| end <= Instant::now()))
-        {
+        if self.authorization.as_ref().is_some_and(|it| it.expires.is_some_and(|end| end <= Instant::now())) {
             self.authorization = None;
         }
         let mut renewed = false;
@@ -164,20 +148,15 @@ impl<'a> Repository<'a> {
     }
 
     fn send(&self, url: &str, what: &str, offset: u64, authorized: bool) -> Result<Response<Body>, Error> {
-        let mut request = self
-            .agent
-            .get(url)
-            .header(header::ACCEPT, ACCEPT)
-            .header(header::ACCEPT_ENCODING, "identity");
+        let mut request =
+            self.agent.get(url).header(header::ACCEPT, ACCEPT).header(header::ACCEPT_ENCODING, "identity");
         if offset > 0 {
             request = request.header(header::RANGE, format!("bytes={offset}-"));
         }
         if let Some(authorization) = self.authorization.as_ref().filter(|_| authorized) {
             request = request.header(header::AUTHORIZATION, &authorization.header);
         }
-        request
-            .call()
-            .map_err(|error| self.network(what, &error.to_string()))
+        request.call().map_err(|error| self.network(what, &error.to_string()))
     }
 
     /// Follows redirects: without our credentials on another host, never from https to http unless allowed by name.
@@ -191,10 +170,7 @@ impl<'a> Repository<'a> {
         let origin = origin(from);
         let mut url = from.to_owned();
         for _ in 0..MAX_REDIRECTS {
-            let location = response
-                .headers()
-                .get(header::LOCATION)
-                .and_then(|value| value.to_str().ok());
+            let location = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
             let location = location.ok_or_else(|| self.network(what, "a redirect without Location"))?;
             let next = join(&url, location)
                 .ok_or_else(|| self.network(what, "a redirect to something else than a URL"))?;
@@ -218,20 +194,13 @@ impl<'a> Repository<'a> {
 
     /// Answers a 401's challenge: a token from its realm, or name and password.
     fn authorize(&mut self, response: &Response<Body>, what: &str) -> Result<(), Error> {
-        let challenges = response
-            .headers()
-            .get_all(header::WWW_AUTHENTICATE)
-            .iter()
-            .filter_map(|it| it.to_str().ok());
+        let challenges =
+            response.headers().get_all(header::WWW_AUTHENTICATE).iter().filter_map(|it| it.to_str().ok());
         let credentials = self.options.credentials(self.reference.registry())?;
         for challenge in challenges {
             let (scheme, fields) = parse_challenge(challenge);
             if scheme.eq_ignore_ascii_case("bearer") {
-                let realm = fields
-                    .iter()
-                    .find(|it| it.0 == "realm")
-                    .map(|it| it.1.clone())
-                    .unwrap_or_default();
+                let realm = fields.iter().find(|it| it.0 == "realm").map(|it| it.1.clone()).unwrap_or_default();
                 self.authorization = Some(self.token(&realm, &fields, credentials.as_deref(), what)?);
                 return Ok(());
             }
@@ -242,10 +211,7 @@ impl<'a> Repository<'a> {
                         "it wants name and password: log in first (docker login, or a docker config file)",
                     )
                 })?;
-                self.authorization = Some(Authorization {
-                    header: format!("Basic {credentials}"),
-                    expires: None,
-                });
+                self.authorization = Some(Authorization { header: format!("Basic {credentials}"), expires: None });
                 return Ok(());
             }
         }
@@ -270,10 +236,7 @@ impl<'a> Repository<'a> {
         let mut url = format!("{realm}{}", if realm.contains('?') { '&' } else { '?' });
         let scope = format!("repository:{}:pull", self.reference.repository());
         let service = fields.iter().find(|it| it.0 == "service").map(|it| it.1.as_str());
-        for (name, value) in [
-            ("service", service.unwrap_or_default()),
-            ("scope", scope.as_str()),
-        ] {
+        for (name, value) in [("service", service.unwrap_or_default()), ("scope", scope.as_str())] {
             url.push_str(&format!("{name}={}&", escape(value)));
         }
         let mut request = self.agent.get(url.trim_end_matches('&'));
@@ -293,11 +256,7 @@ impl<'a> Repository<'a> {
         }
         let arrived = Instant::now();
         let mut text = Vec::new();
-        let read = response
-            .body_mut()
-            .as_reader()
-            .take(MAX_TOKEN_ANSWER)
-            .read_to_end(&mut text);
+        let read = response.body_mut().as_reader().take(MAX_TOKEN_ANSWER).read_to_end(&mut text);
         read.map_err(|error| self.network(what, &error.to_string()))?;
         let answer: TokenAnswer = serde_json::from_slice(&text)
             .map_err(|_| self.refused(what, &format!("the token server {host} gave no token")))?;
@@ -305,33 +264,20 @@ impl<'a> Repository<'a> {
             .token
             .or(answer.access_token)
             .filter(|token| token.bytes().all(|byte| (0x21..0x7f).contains(&byte)));
-        let token =
-            token.ok_or_else(|| self.refused(what, &format!("the token server {host} gave no token")))?;
+        let token = token.ok_or_else(|| self.refused(what, &format!("the token server {host} gave no token")))?;
         // By the monotonic clock: the board's date may be 1970, and `issued_at` means nothing then.
         let life = answer.expires_in.map_or(DEFAULT_TOKEN_LIFE, Duration::from_secs);
-        Ok(Authorization {
-            header: format!("Bearer {token}"),
-            expires: arrived.checked_add(life),
-        })
+        Ok(Authorization { header: format!("Bearer {token}"), expires: arrived.checked_add(life) })
     }
 
     fn refusal(&self, mut response: Response<Body>, what: &str) -> Error {
         let status = response.status();
         let mut text = Vec::new();
         // An answer that cannot be read adds nothing.
-        let _ = response
-            .body_mut()
-            .as_reader()
-            .take(MAX_SHOWN as u64)
-            .read_to_end(&mut text);
-        let text = String::from_utf8_lossy(&text)
-            .split_whitespace()
-            .collect::<Vec<_>>()
-            .join(" ");
+        let _ = response.body_mut().as_reader().take(MAX_SHOWN as u64).read_to_end(&mut text);
+        let text = String::from_utf8_lossy(&text).split_whitespace().collect::<Vec<_>>().join(" ");
         match status.as_u16() {
-            404 => Error::NotFound {
-                image: self.reference.to_string(),
-            },
+            404 => Error::NotFound { image: self.reference.to_string() },
             429 | 500.. => {
                 let after = response
                     .headers()
@@ -393,45 +339,33 @@ impl Blob<'_, '_> {
 
     fn open(&mut self) -> Result<(), Error> {
         let what = format!("blob {}", self.digest);
-        let response = self
-            .repository
-            .get(&format!("blobs/{}", self.digest), &what, self.offset)?;
-        let encoded = response
-            .headers()
-            .get(header::CONTENT_ENCODING)
-            .is_some_and(|value| value != "identity");
+        let response = self.repository.get(&format!("blobs/{}", self.digest), &what, self.offset)?;
+        let encoded = response.headers().get(header::CONTENT_ENCODING).is_some_and(|value| value != "identity");
         if encoded {
-            return Err(self.repository.network(
-                &what,
-                "the server re-coded the blob although identity was asked for",
-            ));
+            return Err(self
+                .repository
+                .network(&what, "the server re-coded the blob although identity was asked for"));
         }
         let status = response.status();
         if self.offset == 0 || status == StatusCode::OK {
             if self.offset > 0 {
                 self.restarts += 1;
                 if self.restarts > MAX_RESTARTS {
-                    return Err(self.repository.network(
-                        &what,
-                        "the server sends the whole blob instead of the rest, again and again",
-                    ));
+                    return Err(self
+                        .repository
+                        .network(&what, "the server sends the whole blob instead of the rest, again and again"));
                 }
             }
             let skip = self.offset;
             let mut body = response.into_body().into_reader();
             let skipped = io::copy(&mut (&mut body).take(skip), &mut io::sink());
             if skipped.map_err(|error| self.repository.network(&what, &error.to_string()))? != skip {
-                return Err(self
-                    .repository
-                    .network(&what, "the connection closed before the offset"));
+                return Err(self.repository.network(&what, "the connection closed before the offset"));
             }
             self.body = Some(body);
             return Ok(());
         }
-        let range = response
-            .headers()
-            .get(header::CONTENT_RANGE)
-            .and_then(|value| value.to_str().ok());
+        let range = response.headers().get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok());
         let expected = format!("bytes {}-{}/{}", self.offset, self.size - 1, self.size);
         if status != StatusCode::PARTIAL_CONTENT || range != Some(expected.as_str()) {
             return Err(self
@@ -479,9 +413,7 @@ impl Read for Blob<'_, '_> {
             let Some(body) = &mut self.body else {
                 return Err(failed());
             };
-            let room = usize::try_from(self.size - self.offset)
-                .unwrap_or(usize::MAX)
-                .min(buffer.len());
+            let room = usize::try_from(self.size - self.offset).unwrap_or(usize::MAX).min(buffer.len());
             match body.read(&mut buffer[..room]) {
                 Ok(0) if self.may_resume("the connection closed early") => {}
                 Ok(0) => return Err(failed()),
@@ -497,10 +429,7 @@ impl Read for Blob<'_, '_> {
         if let Some(mut body) = self.body.take()
             && matches!(body.read(&mut [0]), Ok(1))
         {
-            self.failure = Some(Error::bad(
-                format!("blob {}", self.digest),
-                "is longer than its descriptor says",
-            ));
+            self.failure = Some(Error::bad(format!("blob {}", self.digest), "is longer than its descriptor says"));
             return Err(failed());
         }
         Ok(0)
@@ -537,9 +466,7 @@ fn origin(url: &str) -> &str {
 /// Host and port.
 fn authority(url: &str) -> &str {
     let origin = origin(url);
-    origin
-        .split_once("://")
-        .map_or(origin, |(_, authority)| authority)
+    origin.split_once("://").map_or(origin, |(_, authority)| authority)
 }
 
 /// Resolves a Location against the URL that was asked (RFC 3986 5.2, without dot segments).
@@ -609,36 +536,22 @@ mod tests {
 
     #[test]
     fn challenges_are_read_with_commas_in_quotes() {
-        let (scheme, fields) = parse_challenge(
-            r#"Bearer realm="https://a.example/t",service="r", scope="repository:a/b:pull,push""#,
-        );
+        let (scheme, fields) =
+            parse_challenge(r#"Bearer realm="https://a.example/t",service="r", scope="repository:a/b:pull,push""#);
         assert_eq!(scheme, "Bearer");
         let fields: Vec<_> = fields.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
         assert_eq!(
             fields,
-            [
-                ("realm", "https://a.example/t"),
-                ("service", "r"),
-                ("scope", "repository:a/b:pull,push")
-            ]
+            [("realm", "https://a.example/t"), ("service", "r"), ("scope", "repository:a/b:pull,push")]
         );
     }
 
     #[test]
     fn locations_are_resolved_against_the_request() {
         let base = "https://r.example:5000/prefix/v2/a/blobs/x?y";
-        assert_eq!(
-            join(base, "/b?s=1").as_deref(),
-            Some("https://r.example:5000/b?s=1")
-        );
-        assert_eq!(
-            join(base, "up").as_deref(),
-            Some("https://r.example:5000/prefix/v2/a/blobs/up")
-        );
-        assert_eq!(
-            join(base, "//s.example/b").as_deref(),
-            Some("https://s.example/b")
-        );
+        assert_eq!(join(base, "/b?s=1").as_deref(), Some("https://r.example:5000/b?s=1"));
+        assert_eq!(join(base, "up").as_deref(), Some("https://r.example:5000/prefix/v2/a/blobs/up"));
+        assert_eq!(join(base, "//s.example/b").as_deref(), Some("https://s.example/b"));
         assert_eq!(authority("https://s.example:1/b"), "s.example:1");
     }
 

@@ -108,11 +108,7 @@ impl Store {
     /// # Errors
     /// When a folder cannot be made or read.
     pub fn open(root: &Path) -> Result<Self, Error> {
-        let store = Self {
-            root: Arc::new(root.to_owned()),
-            lock: Arc::default(),
-            staged: Arc::default(),
-        };
+        let store = Self { root: Arc::new(root.to_owned()), lock: Arc::default(), staged: Arc::default() };
         let staging = store.path("staging");
         remove_tree(&staging).map_err(Error::store("emptying", &staging))?;
         for folder in ["blobs/sha256", "layers", "images", "staging"] {
@@ -129,10 +125,7 @@ impl Store {
     /// When the index cannot be read.
     pub fn images(&self) -> Result<Vec<Image>, Error> {
         let names = self.names()?;
-        Ok(names
-            .iter()
-            .filter_map(|(name, digest)| self.load(name, digest))
-            .collect())
+        Ok(names.iter().filter_map(|(name, digest)| self.load(name, digest)).collect())
     }
 
     /// The image that `reference` names here, if it is whole.
@@ -141,22 +134,13 @@ impl Store {
     /// When the index cannot be read.
     pub fn find(&self, reference: &Reference) -> Result<Option<Image>, Error> {
         let name = reference.to_string();
-        let digest = self
-            .names()?
-            .get(&name)
-            .cloned()
-            .or_else(|| reference.digest().map(str::to_owned));
+        let digest = self.names()?.get(&name).cloned().or_else(|| reference.digest().map(str::to_owned));
         Ok(digest.and_then(|digest| self.load(&name, &digest)))
     }
 
     /// Folders for the overlay's `lowerdir`, topmost first.
     pub fn layer_dirs(&self, image: &Image) -> Vec<PathBuf> {
-        image
-            .chain
-            .iter()
-            .rev()
-            .map(|chain| self.layer_path(chain))
-            .collect()
+        image.chain.iter().rev().map(|chain| self.layer_path(chain)).collect()
     }
 
     /// Removes images that `keep` does not name, and layers that then nobody has.
@@ -166,11 +150,8 @@ impl Store {
     pub fn remove_unused(&self, keep: &BTreeSet<String>) -> Result<Freed, Error> {
         let _lock = self.lock();
         let mut freed = Freed::default();
-        let names: BTreeMap<String, String> = self
-            .names()?
-            .into_iter()
-            .filter(|(_, digest)| keep.contains(digest))
-            .collect();
+        let names: BTreeMap<String, String> =
+            self.names()?.into_iter().filter(|(_, digest)| keep.contains(digest)).collect();
         self.write_names(&names)?;
         let mut used = BTreeSet::new();
         for (digest, record) in self.records()? {
@@ -210,23 +191,11 @@ impl Store {
         }
         let images = records.iter().map(|(digest, record)| {
             let sum = |shared: bool| {
-                let layers = record
-                    .layers
-                    .iter()
-                    .filter(|layer| (users[layer.chain.as_str()] > 1) == shared);
+                let layers = record.layers.iter().filter(|layer| (users[layer.chain.as_str()] > 1) == shared);
                 layers.map(|layer| layer.bytes).sum()
             };
-            let names = names
-                .iter()
-                .filter(|(_, it)| *it == digest)
-                .map(|(name, _)| name.clone())
-                .collect();
-            ImageUsage {
-                digest: digest.clone(),
-                names,
-                own: sum(false),
-                shared: sum(true),
-            }
+            let names = names.iter().filter(|(_, it)| *it == digest).map(|(name, _)| name.clone()).collect();
+            ImageUsage { digest: digest.clone(), names, own: sum(false), shared: sum(true) }
         });
         Ok(Usage {
             images: images.collect(),
@@ -251,9 +220,7 @@ impl Store {
 
     /// A new empty folder for unfinished work.
     pub(super) fn stage(&self) -> Result<PathBuf, Error> {
-        let path = self
-            .path("staging")
-            .join(format!("layer-{}", self.staged.fetch_add(1, Ordering::Relaxed)));
+        let path = self.path("staging").join(format!("layer-{}", self.staged.fetch_add(1, Ordering::Relaxed)));
         std::fs::create_dir(&path).map_err(Error::store("making the folder", &path))?;
         Ok(path)
     }
@@ -278,11 +245,7 @@ impl Store {
 
     pub(super) fn write_blob(&self, digest: &str, bytes: &[u8]) -> Result<(), Error> {
         let path = self.path("blobs/sha256").join(hex_of(digest));
-        if path.exists() {
-            Ok(())
-        } else {
-            write_whole(&self.path("staging"), &path, bytes)
-        }
+        if path.exists() { Ok(()) } else { write_whole(&self.path("staging"), &path, bytes) }
     }
 
     /// Makes a whole image visible under a name.
@@ -293,10 +256,7 @@ impl Store {
         config: &str,
         layers: Vec<LayerRecord>,
     ) -> Result<Image, Error> {
-        let record = Record {
-            config: config.to_owned(),
-            layers,
-        };
+        let record = Record { config: config.to_owned(), layers };
         let text = serde_json::to_vec(&record).unwrap_or_default();
         write_whole(&self.path("staging"), &self.record_path(digest), &text)?;
         let mut names = self.names()?;
@@ -304,14 +264,12 @@ impl Store {
             names.insert(name.to_owned(), digest.to_owned());
             self.write_names(&names)?;
         }
-        self.load(name, digest)
-            .ok_or_else(|| Error::bad(name, "could not be read back from the store"))
+        self.load(name, digest).ok_or_else(|| Error::bad(name, "could not be read back from the store"))
     }
 
     /// Bytes free for the store.
     pub(super) fn free_bytes(&self) -> u64 {
-        rustix::fs::statvfs(self.root.as_path())
-            .map_or(u64::MAX, |it| it.f_bavail.saturating_mul(it.f_frsize))
+        rustix::fs::statvfs(self.root.as_path()).map_or(u64::MAX, |it| it.f_bavail.saturating_mul(it.f_frsize))
     }
 
     /// Reads an image whose every part is there.
@@ -357,10 +315,8 @@ impl Store {
     }
 
     fn records(&self) -> Result<BTreeMap<String, Record>, Error> {
-        let digests = self
-            .entries("images")?
-            .into_iter()
-            .filter(|path| path.extension().is_some_and(|it| it == "json"));
+        let digests =
+            self.entries("images")?.into_iter().filter(|path| path.extension().is_some_and(|it| it == "json"));
         Ok(digests
             .map(|path| named(&path))
             .filter_map(|digest| Some((digest.clone(), self.record(&digest)?)))
@@ -406,9 +362,7 @@ impl Store {
 
     /// Removes by renaming away first: a power cut leaves nothing half there.
     fn remove(&self, path: &Path) -> Result<(), Error> {
-        let aside = self
-            .path("staging")
-            .join(format!("removed-{}", self.staged.fetch_add(1, Ordering::Relaxed)));
+        let aside = self.path("staging").join(format!("removed-{}", self.staged.fetch_add(1, Ordering::Relaxed)));
         std::fs::rename(path, &aside).map_err(Error::store("removing", path))?;
         remove_tree(&aside).map_err(Error::store("removing", &aside))
     }
@@ -420,10 +374,7 @@ fn hex_of(digest: &str) -> &str {
 
 /// The digest that a file or folder is named after.
 fn named(path: &Path) -> String {
-    format!(
-        "sha256:{}",
-        path.file_stem().unwrap_or_default().to_string_lossy()
-    )
+    format!("sha256:{}", path.file_stem().unwrap_or_default().to_string_lossy())
 }
 
 /// Bytes of the regular files below `path`.
@@ -434,12 +385,7 @@ fn tree_bytes(path: &Path) -> u64 {
     if !metadata.is_dir() {
         return if metadata.is_file() { metadata.len() } else { 0 };
     }
-    std::fs::read_dir(path)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| tree_bytes(&entry.path()))
-        .sum()
+    std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| tree_bytes(&entry.path())).sum()
 }
 
 fn remove_tree(path: &Path) -> io::Result<()> {
@@ -455,18 +401,12 @@ fn remove_tree(path: &Path) -> io::Result<()> {
 }
 
 fn sync_folder(path: &Path) -> Result<(), Error> {
-    File::open(path)
-        .and_then(|folder| folder.sync_all())
-        .map_err(Error::store("syncing", path))
+    File::open(path).and_then(|folder| folder.sync_all()).map_err(Error::store("syncing", path))
 }
 
 /// Writes beside, syncs, renames, syncs the folder.
 fn write_whole(staging: &Path, path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let name = path
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let beside = staging.join(format!("write-{name}"));
     let write = || -> io::Result<()> {
         let mut file = File::create(&beside)?;

@@ -52,12 +52,8 @@ impl Children {
                 Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return ended,
                 Ok(_) | Err(_) => continue,
             };
-            let exit = ExitStatus {
-                code,
-                signal,
-                ended_boottime_ns: boottime_now_ns(),
-                ended_unix_ns: unix_now_ns(),
-            };
+            let exit =
+                ExitStatus { code, signal, ended_boottime_ns: boottime_now_ns(), ended_unix_ns: unix_now_ns() };
             match self.known.remove(&pid) {
                 Some(role) => ended.push((role, exit)),
                 None if self.has_worker() && self.unclaimed.len() < MAX_UNCLAIMED => {

@@ -81,10 +81,7 @@ impl Client {
     /// # Errors
     /// When no shim listens at `path`, or it speaks another version.
     pub async fn connect(path: &Path) -> Result<Connection, ClientError> {
-        let connect = |source| ClientError::Connect {
-            path: path.to_owned(),
-            source,
-        };
+        let connect = |source| ClientError::Connect { path: path.to_owned(), source };
         let fd = transport::connect_to(path).map_err(connect)?;
         let socket = Arc::new(crate::sys::register(fd).map_err(|_| connect(Errno::EMFILE))?);
         let pending = Waiting::default();
@@ -92,14 +89,7 @@ impl Client {
         tokio::spawn(receive_all(Arc::clone(&socket), Arc::clone(&pending), sender));
         let client = Self { socket, pending };
         match client.ask(Request::Hello { version: VERSION }, &[]).await?.0 {
-            Reply::Hello {
-                version: VERSION,
-                pid,
-            } => Ok(Connection {
-                client,
-                events,
-                shim_pid: pid,
-            }),
+            Reply::Hello { version: VERSION, pid } => Ok(Connection { client, events, shim_pid: pid }),
             Reply::Hello { version, .. } => Err(ClientError::Version(version)),
             _ => Err(ClientError::Unexpected),
         }
@@ -146,10 +136,7 @@ impl Client {
     pub async fn list(&self) -> Result<Vec<ContainerStatus>, ClientError> {
         let mut all: Vec<ContainerStatus> = Vec::new();
         loop {
-            let after = all
-                .last()
-                .map(|container| container.id.clone())
-                .unwrap_or_default();
+            let after = all.last().map(|container| container.id.clone()).unwrap_or_default();
             let (Reply::Containers(page), _) = self.ask(Request::List { after }, &[]).await? else {
                 return Err(ClientError::Unexpected);
             };
@@ -166,17 +153,7 @@ impl Client {
     /// # Errors
     /// As [`Client::ask`].
     pub async fn read_log(&self, id: &str, from: u64) -> Result<LogPage, ClientError> {
-        match self
-            .ask(
-                Request::ReadLog {
-                    id: id.to_owned(),
-                    from,
-                },
-                &[],
-            )
-            .await?
-            .0
-        {
+        match self.ask(Request::ReadLog { id: id.to_owned(), from }, &[]).await?.0 {
             Reply::Log(page) => Ok(page),
             _ => Err(ClientError::Unexpected),
         }
@@ -201,11 +178,7 @@ async fn receive_all(socket: Arc<AsyncFd<OwnedFd>>, pending: Waiting, events: mp
     while let Some((packet, descriptors)) = receive_one(&socket, &mut buffer).await {
         match packet {
             FromShim::Reply { sequence, reply } => {
-                let waiting = pending
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .waiting
-                    .remove(&sequence);
+                let waiting = pending.lock().unwrap_or_else(PoisonError::into_inner).waiting.remove(&sequence);
                 if let Some(waiting) = waiting {
                     // An asker that gave up needs no answer.
                     let _ = waiting.send((reply, descriptors));
@@ -229,9 +202,7 @@ async fn receive_one(socket: &AsyncFd<OwnedFd>, buffer: &mut [u8]) -> Option<(Fr
         let mut ready = socket.readable().await.ok()?;
         match transport::receive(socket.get_ref(), buffer) {
             Ok(Received::Packet(length, descriptors)) => {
-                return decode_reply(&buffer[..length])
-                    .ok()
-                    .map(|packet| (packet, descriptors));
+                return decode_reply(&buffer[..length]).ok().map(|packet| (packet, descriptors));
             }
             Err(Errno::EAGAIN) => ready.clear_ready(),
             Err(Errno::EINTR) => {}

@@ -308,10 +308,7 @@ pub enum FromShim {
 impl Failure {
     /// A failure of a kind with one line.
     pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
-        Self {
-            kind,
-            message: message.into(),
-        }
+        Self { kind, message: message.into() }
     }
 }
 
@@ -333,11 +330,7 @@ pub fn decode_reply(packet: &[u8]) -> Result<FromShim, postcard::Error> {
 
 fn exactly<T: serde::de::DeserializeOwned>(packet: &[u8]) -> Result<T, postcard::Error> {
     let (value, rest) = postcard::take_from_bytes(packet)?;
-    if rest.is_empty() {
-        Ok(value)
-    } else {
-        Err(postcard::Error::DeserializeBadEncoding)
-    }
+    if rest.is_empty() { Ok(value) } else { Err(postcard::Error::DeserializeBadEncoding) }
 }
 
 #[cfg(test)]
@@ -362,11 +355,8 @@ mod tests {
 
     #[test]
     fn bytes_behind_a_message_are_refused() {
-        let mut packet = postcard::to_allocvec(&ToShim {
-            sequence: 1,
-            request: Request::Subscribe,
-        })
-        .expect("encodes");
+        let mut packet =
+            postcard::to_allocvec(&ToShim { sequence: 1, request: Request::Subscribe }).expect("encodes");
         packet.push(0);
         assert!(decode_request(&packet).is_err());
     }

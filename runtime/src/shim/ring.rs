@@ -89,11 +89,8 @@ impl Ring {
     pub fn page(&self, from: u64) -> LogPage {
         let first = self.records.front().map_or(self.next, |record| record.sequence);
         let skip = usize::try_from(from.saturating_sub(first)).unwrap_or(usize::MAX);
-        let mut page = LogPage {
-            next: from.max(first).min(self.next),
-            dropped: self.dropped,
-            ..LogPage::default()
-        };
+        let mut page =
+            LogPage { next: from.max(first).min(self.next), dropped: self.dropped, ..LogPage::default() };
         let mut bytes = 0;
         for record in self.records.iter().skip(skip) {
             bytes += RECORD_COST + record.bytes.len();
@@ -123,11 +120,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn lines(ring: &Ring) -> Vec<String> {
-        ring.page(0)
-            .records
-            .iter()
-            .map(|r| String::from_utf8_lossy(&r.bytes).into_owned())
-            .collect()
+        ring.page(0).records.iter().map(|r| String::from_utf8_lossy(&r.bytes).into_owned()).collect()
     }
 
     #[test]
@@ -137,11 +130,7 @@ mod tests {
         ring.write(Stream::Stderr, 2, b"err\n");
         ring.write(Stream::Stdout, 3, b"o\n\n");
         assert_eq!(lines(&ring), ["one", "err", "two", ""]);
-        assert_eq!(
-            ring.page(0).records[2].unix_ns,
-            1,
-            "a line's time is that of its first byte"
-        );
+        assert_eq!(ring.page(0).records[2].unix_ns, 1, "a line's time is that of its first byte");
     }
 
     #[test]
@@ -159,11 +148,7 @@ mod tests {
         ring.write(Stream::Stdout, 1, &vec![b'x'; MAX_RECORD + 5]);
         ring.write(Stream::Stdout, 1, b"\ny\n");
         let page = ring.page(0);
-        let shape: Vec<_> = page
-            .records
-            .iter()
-            .map(|r| (r.bytes.len(), r.continues))
-            .collect();
+        let shape: Vec<_> = page.records.iter().map(|r| (r.bytes.len(), r.continues)).collect();
         assert_eq!(shape, [(MAX_RECORD, false), (5, true), (1, false)]);
     }
 

@@ -3,8 +3,8 @@
 use super::children::{Children, Role};
 use super::output::{self, Source, Turn, boottime_now_ns, unix_now_ns};
 use super::protocol::{
-    ContainerStatus, Event, ExitStatus, Failure, FailureKind, FromShim, LIST_PAGE, MAX_PACKET, Reply,
-    Request, Stream, VERSION, decode_request,
+    ContainerStatus, Event, ExitStatus, Failure, FailureKind, FromShim, LIST_PAGE, MAX_PACKET, Reply, Request,
+    Stream, VERSION, decode_request,
 };
 use super::ring::Ring;
 use super::transport::{self, Received};
@@ -15,9 +15,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket, socketpair,
-};
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket, socketpair};
 use nix::unistd::Pid;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Bound;
@@ -104,19 +102,9 @@ struct Asker {
 
 #[derive(Debug)]
 enum Deed {
-    Start {
-        id: String,
-        sources: Vec<Source>,
-    },
-    Exec {
-        id: String,
-        number: u64,
-        sources: Vec<Source>,
-        limit: Option<Duration>,
-    },
-    Delete {
-        id: String,
-    },
+    Start { id: String, sources: Vec<Source> },
+    Exec { id: String, number: u64, sources: Vec<Source>, limit: Option<Duration> },
+    Delete { id: String },
     Sweep,
 }
 
@@ -213,10 +201,7 @@ impl Shim {
             root: folder.join("root"),
         };
         for path in [&folders.containers, &folders.libcontainer, &folders.root] {
-            std::fs::create_dir_all(path).map_err(|source| ServerError::Folder {
-                path: path.clone(),
-                source,
-            })?;
+            std::fs::create_dir_all(path).map_err(|source| ServerError::Folder { path: path.clone(), source })?;
         }
         sys::become_subreaper().map_err(system("becoming the reaper"))?;
         let mask = SigSet::from_iter([Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
@@ -295,16 +280,8 @@ impl Shim {
 
     /// Until the next deadline; for ever when there is none.
     fn timeout(&self) -> EpollTimeout {
-        let workers = self
-            .workers
-            .values()
-            .filter(|worker| !worker.timed_out)
-            .map(|worker| worker.deadline_ns);
-        let execs = self
-            .execs
-            .values()
-            .filter(|exec| !exec.timed_out)
-            .filter_map(|exec| exec.deadline_ns);
+        let workers = self.workers.values().filter(|worker| !worker.timed_out).map(|worker| worker.deadline_ns);
+        let execs = self.execs.values().filter(|exec| !exec.timed_out).filter_map(|exec| exec.deadline_ns);
         let Some(next) = workers.chain(execs).min() else {
             return EpollTimeout::NONE;
         };
@@ -331,10 +308,7 @@ impl Shim {
     }
 
     fn running(&self) -> usize {
-        self.containers
-            .values()
-            .filter(|container| container.status.pid.is_some() || container.starting)
-            .count()
+        self.containers.values().filter(|container| container.status.pid.is_some() || container.starting).count()
     }
 
     fn main_ended(&mut self, id: &str, exit: ExitStatus) {
@@ -361,20 +335,12 @@ impl Shim {
 
     /// Tells the end of a command once its process and its output have ended.
     fn finish_exec(&mut self, number: u64) {
-        let ready = self
-            .execs
-            .get(&number)
-            .is_some_and(|exec| exec.exit.is_some() && exec.open_streams == 0);
+        let ready = self.execs.get(&number).is_some_and(|exec| exec.exit.is_some() && exec.open_streams == 0);
         let Some(exec) = ready.then(|| self.execs.remove(&number)).flatten() else {
             return;
         };
         let Some(exit) = exec.exit else { return };
-        self.broadcast(&Event::ExecEnded {
-            exec: number,
-            exit,
-            timed_out: exec.timed_out,
-            output: exec.output,
-        });
+        self.broadcast(&Event::ExecEnded { exec: number, exit, timed_out: exec.timed_out, output: exec.output });
     }
 
     // ---- clients ----
@@ -388,15 +354,8 @@ impl Shim {
             }
             let number = self.number(Token::Client);
             if self.watch(&fd, number).is_ok() {
-                self.clients.insert(
-                    number,
-                    Client {
-                        fd,
-                        subscribed: false,
-                        unsent: VecDeque::new(),
-                        lost: false,
-                    },
-                );
+                self.clients
+                    .insert(number, Client { fd, subscribed: false, unsent: VecDeque::new(), lost: false });
             }
         }
     }
@@ -427,20 +386,13 @@ impl Shim {
         let Ok(message) = decode_request(packet) else {
             return self.drop_client(client);
         };
-        let asker = Asker {
-            client,
-            sequence: message.sequence,
-        };
+        let asker = Asker { client, sequence: message.sequence };
         if needs_worker(&message.request) {
             if self.queue.len() >= MAX_QUEUE {
                 let failure = Failure::new(FailureKind::Conflict, "too many requests wait in the shim");
                 return self.answer(asker, Reply::Failed(failure), &[]);
             }
-            self.queue.push_back(Queued {
-                asker,
-                request: message.request,
-                descriptors,
-            });
+            self.queue.push_back(Queued { asker, request: message.request, descriptors });
             return;
         }
         match self.handle(client, message.request, descriptors) {
@@ -460,20 +412,13 @@ impl Shim {
     }
 
     fn answer(&mut self, asker: Asker, reply: Reply, descriptors: &[i32]) {
-        let packet = FromShim::Reply {
-            sequence: asker.sequence,
-            reply,
-        };
+        let packet = FromShim::Reply { sequence: asker.sequence, reply };
         self.send(asker.client, &packet, descriptors);
     }
 
     fn broadcast(&mut self, event: &Event) {
-        let subscribers: Vec<u64> = self
-            .clients
-            .iter()
-            .filter(|(_, client)| client.subscribed)
-            .map(|(&number, _)| number)
-            .collect();
+        let subscribers: Vec<u64> =
+            self.clients.iter().filter(|(_, client)| client.subscribed).map(|(&number, _)| number).collect();
         for number in subscribers {
             self.send(number, &FromShim::Event(event.clone()), &[]);
         }
@@ -540,10 +485,7 @@ impl Shim {
         mut descriptors: Vec<OwnedFd>,
     ) -> Result<(Reply, Option<OwnedFd>), Failure> {
         let reply = match request {
-            Request::Hello { .. } => Reply::Hello {
-                version: VERSION,
-                pid: std::process::id() as i32,
-            },
+            Request::Hello { .. } => Reply::Hello { version: VERSION, pid: std::process::id() as i32 },
             Request::Signal { id, signal } => self.signal(&id, signal)?,
             Request::SignalExec { exec, signal } => self.signal_exec(exec, signal)?,
             Request::KillAll { id } => self.kill_all(&id)?,
@@ -582,10 +524,7 @@ impl Shim {
     }
 
     fn signal(&self, id: &str, signal: i32) -> Result<Reply, Failure> {
-        let container = self
-            .containers
-            .get(id)
-            .ok_or_else(|| not_found("container", id))?;
+        let container = self.containers.get(id).ok_or_else(|| not_found("container", id))?;
         let Some(pid) = container.status.pid else {
             return Ok(Reply::Done);
         };
@@ -593,22 +532,12 @@ impl Shim {
     }
 
     fn signal_exec(&self, number: u64, signal: i32) -> Result<Reply, Failure> {
-        let exec = self
-            .execs
-            .get(&number)
-            .ok_or_else(|| not_found("command", &number.to_string()))?;
-        if exec.exit.is_some() {
-            Ok(Reply::Done)
-        } else {
-            send_signal(exec.pid.as_raw(), signal)
-        }
+        let exec = self.execs.get(&number).ok_or_else(|| not_found("command", &number.to_string()))?;
+        if exec.exit.is_some() { Ok(Reply::Done) } else { send_signal(exec.pid.as_raw(), signal) }
     }
 
     fn kill_all(&self, id: &str) -> Result<Reply, Failure> {
-        let container = self
-            .containers
-            .get(id)
-            .ok_or_else(|| not_found("container", id))?;
+        let container = self.containers.get(id).ok_or_else(|| not_found("container", id))?;
         crate::container::cgroup::kill_all(&container.cgroup);
         match container.status.pid {
             Some(pid) => send_signal(pid, Signal::SIGKILL as i32),
@@ -617,11 +546,7 @@ impl Shim {
     }
 
     fn list(&self, after: String) -> Vec<ContainerStatus> {
-        let from = if after.is_empty() {
-            Bound::Unbounded
-        } else {
-            Bound::Excluded(after)
-        };
+        let from = if after.is_empty() { Bound::Unbounded } else { Bound::Excluded(after) };
         let range = self.containers.range((from, Bound::Unbounded));
         range
             .map(|(_, container)| ContainerStatus {
@@ -634,10 +559,7 @@ impl Shim {
     }
 
     fn read_log(&mut self, id: &str, from: u64) -> Result<Reply, Failure> {
-        let container = self
-            .containers
-            .get_mut(id)
-            .ok_or_else(|| not_found("container", id))?;
+        let container = self.containers.get_mut(id).ok_or_else(|| not_found("container", id))?;
         let mut page = container.ring.page(from);
         page.ended = container.open_streams == 0 && !container.starting;
         if page.next == container.ring.next() {
@@ -647,8 +569,7 @@ impl Shim {
     }
 
     fn hold_namespace(&mut self, name: String, fd: Option<OwnedFd>) -> Result<Reply, Failure> {
-        let fd =
-            fd.ok_or_else(|| Failure::new(FailureKind::Refused, "no descriptor came with the request"))?;
+        let fd = fd.ok_or_else(|| Failure::new(FailureKind::Refused, "no descriptor came with the request"))?;
         if self.namespaces.len() >= MAX_CONTAINERS {
             return Err(Failure::new(FailureKind::Conflict, "too many namespaces"));
         }
@@ -657,10 +578,7 @@ impl Shim {
     }
 
     fn resize(&self, id: &str, rows: u16, columns: u16) -> Result<Reply, Failure> {
-        let terminal = self
-            .containers
-            .get(id)
-            .and_then(|container| container.terminal.as_ref());
+        let terminal = self.containers.get(id).and_then(|container| container.terminal.as_ref());
         let terminal = terminal.ok_or_else(|| not_found("terminal of container", id))?;
         sys::set_window_size(terminal, rows, columns)
             .map_err(|errno| Failure::new(FailureKind::Internal, errno.desc()))?;
@@ -671,22 +589,14 @@ impl Shim {
 
     fn run_queue(&mut self) {
         while self.workers.len() < MAX_WORKERS {
-            let Some(Queued {
-                asker,
-                request,
-                descriptors,
-            }) = self.queue.pop_front()
-            else {
+            let Some(Queued { asker, request, descriptors }) = self.queue.pop_front() else {
                 return;
             };
             let begun = match request {
                 Request::Start { id, timeout } => self.begin_start(asker, id, timeout),
-                Request::Exec {
-                    id,
-                    spec,
-                    timeout,
-                    limit,
-                } => self.begin_exec(asker, &id, &spec, timeout, limit, descriptors),
+                Request::Exec { id, spec, timeout, limit } => {
+                    self.begin_exec(asker, &id, &spec, timeout, limit, descriptors)
+                }
                 Request::Delete { id, timeout } => self.begin_delete(asker, id, timeout),
                 _ => Err(Failure::new(FailureKind::Internal, "the request needs no worker")),
             };
@@ -704,53 +614,23 @@ impl Shim {
                 format!("{MAX_CONTAINERS} containers are held already"),
             ));
         }
-        if self
-            .containers
-            .get(&id)
-            .is_some_and(|it| it.status.pid.is_some() || it.starting)
-        {
-            return Err(Failure::new(
-                FailureKind::Conflict,
-                format!("container {id} runs already"),
-            ));
+        if self.containers.get(&id).is_some_and(|it| it.status.pid.is_some() || it.starting) {
+            return Err(Failure::new(FailureKind::Conflict, format!("container {id} runs already")));
         }
         let namespace = match &spec.network {
             NetworkNamespace::Host => None,
             NetworkNamespace::Held(name) => {
-                let fd = self
-                    .namespaces
-                    .get(name)
-                    .ok_or_else(|| not_found("network namespace", name))?;
-                Some(PathBuf::from(format!(
-                    "/proc/{}/fd/{}",
-                    std::process::id(),
-                    fd.as_raw_fd()
-                )))
+                let fd = self.namespaces.get(name).ok_or_else(|| not_found("network namespace", name))?;
+                Some(PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd())))
             }
         };
-        let (output, sources) = if spec.process.tty {
-            (Output::Terminal, Vec::new())
-        } else {
-            piped(None)?
-        };
+        let (output, sources) = if spec.process.tty { (Output::Terminal, Vec::new()) } else { piped(None)? };
         let folders = self.folders.clone();
-        let pids: HashMap<String, i32> = self
-            .containers
-            .iter()
-            .filter_map(|(id, it)| Some((id.clone(), it.status.pid?)))
-            .collect();
+        let pids: HashMap<String, i32> =
+            self.containers.iter().filter_map(|(id, it)| Some((id.clone(), it.status.pid?))).collect();
         self.remember_start(&spec);
-        let job =
-            move || worker::start(&folders, &spec, output, namespace, |id| pids.get(id).copied()).map(Some);
-        let forked = self.fork(
-            Some(asker),
-            timeout,
-            Deed::Start {
-                id: id.clone(),
-                sources,
-            },
-            job,
-        );
+        let job = move || worker::start(&folders, &spec, output, namespace, |id| pids.get(id).copied()).map(Some);
+        let forked = self.fork(Some(asker), timeout, Deed::Start { id: id.clone(), sources }, job);
         if forked.is_err() {
             self.start_failed(&id);
         }
@@ -768,11 +648,7 @@ impl Shim {
             log_next: 0,
             log_dropped: 0,
         };
-        let ring = self
-            .containers
-            .remove(&spec.id)
-            .map(|old| old.ring)
-            .unwrap_or_default();
+        let ring = self.containers.remove(&spec.id).map(|old| old.ring).unwrap_or_default();
         let container = Container {
             status,
             ring,
@@ -794,21 +670,11 @@ impl Shim {
         limit: Option<Duration>,
         mut descriptors: Vec<OwnedFd>,
     ) -> Result<(), Failure> {
-        let exec: ExecSpec = serde_json::from_slice(spec).map_err(|error| {
-            Failure::new(
-                FailureKind::Refused,
-                format!("description of the command: {error}"),
-            )
-        })?;
-        let container = self
-            .containers
-            .get(id)
-            .ok_or_else(|| not_found("container", id))?;
+        let exec: ExecSpec = serde_json::from_slice(spec)
+            .map_err(|error| Failure::new(FailureKind::Refused, format!("description of the command: {error}")))?;
+        let container = self.containers.get(id).ok_or_else(|| not_found("container", id))?;
         let Some(main_pid) = container.status.pid else {
-            return Err(Failure::new(
-                FailureKind::Conflict,
-                format!("container {id} does not run"),
-            ));
+            return Err(Failure::new(FailureKind::Conflict, format!("container {id} does not run")));
         };
         let cgroup = container.cgroup.clone();
         let (output, sources) = match descriptors.len() {
@@ -818,12 +684,7 @@ impl Shim {
         };
         let number = self.number(Token::Worker);
         let (folders, id) = (self.folders.clone(), id.to_owned());
-        let deed = Deed::Exec {
-            id: id.clone(),
-            number,
-            sources,
-            limit,
-        };
+        let deed = Deed::Exec { id: id.clone(), number, sources, limit };
         let job = move || {
             let place = |pid| {
                 if exec.contained {
@@ -837,15 +698,8 @@ impl Shim {
     }
 
     fn begin_delete(&mut self, asker: Asker, id: String, timeout: Duration) -> Result<(), Failure> {
-        if self
-            .containers
-            .get(&id)
-            .is_some_and(|it| it.status.pid.is_some() || it.starting)
-        {
-            return Err(Failure::new(
-                FailureKind::Conflict,
-                format!("container {id} runs"),
-            ));
+        if self.containers.get(&id).is_some_and(|it| it.status.pid.is_some() || it.starting) {
+            return Err(Failure::new(FailureKind::Conflict, format!("container {id} runs")));
         }
         let (folders, name) = (self.folders.clone(), id.clone());
         let cgroup = self.containers.get(&id).map(|it| it.cgroup.clone());
@@ -887,17 +741,7 @@ impl Shim {
         // Cannot have ended unseen: children are reaped by this thread only, between two requests.
         let _ = self.children.claim(pid, Role::Worker(number));
         let deadline_ns = boottime_now_ns().saturating_add(timeout.as_nanos() as u64);
-        self.workers.insert(
-            number,
-            Worker {
-                pid,
-                result,
-                asker,
-                deed,
-                deadline_ns,
-                timed_out: false,
-            },
-        );
+        self.workers.insert(number, Worker { pid, result, asker, deed, deadline_ns, timed_out: false });
         Ok(())
     }
 
@@ -927,10 +771,7 @@ impl Shim {
         let timed_out = worker.timed_out;
         let (outcome, terminal) = outcome.unwrap_or_else(|| {
             let failure = match timed_out {
-                true => Failure::new(
-                    FailureKind::Timeout,
-                    "it took longer than allowed and was given up",
-                ),
+                true => Failure::new(FailureKind::Timeout, "it took longer than allowed and was given up"),
                 false => Failure::new(FailureKind::Internal, "the worker ended without an answer"),
             };
             (Outcome::Failed(failure), None)
@@ -953,15 +794,7 @@ impl Shim {
                 self.start_failed(&id);
                 Reply::Failed(failure)
             }
-            (
-                Deed::Exec {
-                    id,
-                    number,
-                    sources,
-                    limit,
-                },
-                Outcome::Made(pid),
-            ) => {
+            (Deed::Exec { id, number, sources, limit }, Outcome::Made(pid)) => {
                 let reply = self.exec_started(&id, number, pid, sources, limit);
                 if let (Some(asker), Some(terminal)) = (worker.asker, &terminal) {
                     return self.answer(asker, reply, &[terminal.as_raw_fd()]);
@@ -986,10 +819,7 @@ impl Shim {
             && let Ok(copy) = terminal.try_clone()
             && output::set_nonblocking(&copy).is_ok()
         {
-            sources.push(Source {
-                fd: copy,
-                stream: Stream::Stdout,
-            });
+            sources.push(Source { fd: copy, stream: Stream::Stdout });
         }
         let Some(container) = self.containers.get_mut(id) else {
             return Reply::Started { pid };
@@ -1050,11 +880,7 @@ impl Shim {
 
     fn enforce_deadlines(&mut self) {
         let now = boottime_now_ns();
-        for worker in self
-            .workers
-            .values_mut()
-            .filter(|it| !it.timed_out && it.deadline_ns <= now)
-        {
+        for worker in self.workers.values_mut().filter(|it| !it.timed_out && it.deadline_ns <= now) {
             worker.timed_out = true;
             tracing::warn!(pid = worker.pid.as_raw(), deed = ?worker.deed, "worker is over its time");
             let _ = kill(worker.pid, Signal::SIGKILL);
@@ -1151,10 +977,7 @@ impl Shim {
 const SWEEP_TIMEOUT: Duration = Duration::from_secs(10);
 
 fn needs_worker(request: &Request) -> bool {
-    matches!(
-        request,
-        Request::Start { .. } | Request::Exec { .. } | Request::Delete { .. }
-    )
+    matches!(request, Request::Start { .. } | Request::Exec { .. } | Request::Delete { .. })
 }
 
 fn not_found(what: &str, name: &str) -> Failure {
@@ -1162,10 +985,7 @@ fn not_found(what: &str, name: &str) -> Failure {
 }
 
 fn no_worker(errno: Errno) -> Failure {
-    Failure::new(
-        FailureKind::Internal,
-        format!("starting a worker: {}", errno.desc()),
-    )
+    Failure::new(FailureKind::Internal, format!("starting a worker: {}", errno.desc()))
 }
 
 fn send_signal(pid: i32, signal: i32) -> Result<Reply, Failure> {
@@ -1174,10 +994,7 @@ fn send_signal(pid: i32, signal: i32) -> Result<Reply, Failure> {
     match kill(Pid::from_raw(pid), signal) {
         // Ended, not reaped yet: nothing to signal.
         Ok(()) | Err(Errno::ESRCH) => Ok(Reply::Done),
-        Err(errno) => Err(Failure::new(
-            FailureKind::Internal,
-            format!("signalling {pid}: {}", errno.desc()),
-        )),
+        Err(errno) => Err(Failure::new(FailureKind::Internal, format!("signalling {pid}: {}", errno.desc()))),
     }
 }
 
@@ -1191,35 +1008,16 @@ fn piped(stdin: Option<OwnedFd>) -> Result<(Output, Vec<Source>), Failure> {
         let (out_read, stdout) = output::pipe()?;
         let (err_read, stderr) = output::pipe()?;
         let stdin = stdin.map_or_else(null, Ok)?;
-        let sources = vec![
-            Source {
-                fd: out_read,
-                stream: Stream::Stdout,
-            },
-            Source {
-                fd: err_read,
-                stream: Stream::Stderr,
-            },
-        ];
-        Ok((
-            Output::Stdio(Stdio {
-                stdin,
-                stdout,
-                stderr,
-            }),
-            sources,
-        ))
+        let sources =
+            vec![Source { fd: out_read, stream: Stream::Stdout }, Source { fd: err_read, stream: Stream::Stderr }];
+        Ok((Output::Stdio(Stdio { stdin, stdout, stderr }), sources))
     };
     make().map_err(|errno| Failure::new(FailureKind::Internal, format!("making pipes: {}", errno.desc())))
 }
 
 fn take_stdio(descriptors: &mut Vec<OwnedFd>) -> Result<Stdio, Failure> {
     match (descriptors.pop(), descriptors.pop(), descriptors.pop()) {
-        (Some(stderr), Some(stdout), Some(stdin)) => Ok(Stdio {
-            stdin,
-            stdout,
-            stderr,
-        }),
+        (Some(stderr), Some(stdout), Some(stdin)) => Ok(Stdio { stdin, stdout, stderr }),
         _ => Err(Failure::new(FailureKind::Refused, "three descriptors are wanted")),
     }
 }

@@ -4,8 +4,8 @@ use super::protocol::{MAX_DESCRIPTORS, MAX_PACKET};
 use crate::sys;
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, connect,
-    recvmsg, sendmsg, socket,
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, connect, recvmsg,
+    sendmsg, socket,
 };
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -31,14 +31,7 @@ pub fn send(fd: impl AsFd, packet: &[u8], descriptors: &[RawFd]) -> Result<(), E
     let rights = [ControlMessage::ScmRights(descriptors)];
     let control: &[ControlMessage] = if descriptors.is_empty() { &[] } else { &rights };
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-    sendmsg::<()>(
-        fd.as_fd().as_raw_fd(),
-        &[IoSlice::new(packet)],
-        control,
-        flags,
-        None,
-    )
-    .map(drop)
+    sendmsg::<()>(fd.as_fd().as_raw_fd(), &[IoSlice::new(packet)], control, flags, None).map(drop)
 }
 
 /// Receives one packet without blocking, into `buffer` of [`MAX_PACKET`] bytes.
@@ -56,10 +49,7 @@ pub fn receive(fd: impl AsFd, buffer: &mut [u8]) -> Result<Received, Errno> {
             descriptors.extend(received.into_iter().map(sys::own));
         }
     }
-    if message
-        .flags
-        .intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC)
-    {
+    if message.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
         return Err(Errno::EMSGSIZE);
     }
     if message.bytes == 0 {
@@ -73,12 +63,8 @@ pub fn receive(fd: impl AsFd, buffer: &mut [u8]) -> Result<Received, Errno> {
 /// # Errors
 /// ENOENT or ECONNREFUSED when no shim runs there.
 pub fn connect_to(path: &Path) -> Result<OwnedFd, Errno> {
-    let fd = socket(
-        AddressFamily::Unix,
-        SockType::SeqPacket,
-        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-        None,
-    )?;
+    let fd =
+        socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
     connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
     Ok(fd)
 }
@@ -90,10 +76,7 @@ pub fn connect_to(path: &Path) -> Result<OwnedFd, Errno> {
 pub fn wait_readable(fd: &OwnedFd) -> Result<(), Errno> {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     loop {
-        match poll(
-            &mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)],
-            PollTimeout::NONE,
-        ) {
+        match poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE) {
             Err(Errno::EINTR) => {}
             result => return result.map(drop),
         }

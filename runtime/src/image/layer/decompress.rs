@@ -17,12 +17,8 @@ pub fn decompressed<'a>(compression: Compression, stream: impl Read + 'a) -> Box
     let input = BufReader::with_capacity(INPUT, stream);
     match compression {
         Compression::None => Box::new(input),
-        Compression::Gzip => Box::new(Gzip {
-            members: MultiGzDecoder::new(input),
-        }),
-        Compression::Zstd => Box::new(Zstd {
-            state: ZstdState::Between(input),
-        }),
+        Compression::Gzip => Box::new(Gzip { members: MultiGzDecoder::new(input) }),
+        Compression::Zstd => Box::new(Zstd { state: ZstdState::Between(input) }),
     }
 }
 
@@ -96,9 +92,6 @@ fn next_frame<R: BufRead>(mut input: R) -> io::Result<ZstdState<R>> {
     let source = Cursor::new(magic).chain(input);
     match StreamingDecoder::new_with_max_window_size(source, MAX_WINDOW) {
         Ok(frame) => Ok(ZstdState::Frame(Box::new(frame))),
-        Err(error) => Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("zstd: {error}"),
-        )),
+        Err(error) => Err(io::Error::new(io::ErrorKind::InvalidData, format!("zstd: {error}"))),
     }
 }

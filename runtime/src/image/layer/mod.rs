@@ -20,11 +20,7 @@ pub struct Hashed<R> {
 impl<R: Read> Hashed<R> {
     /// Wraps a reader.
     pub fn new(inner: R) -> Self {
-        Self {
-            inner,
-            context: Context::new(&SHA256),
-            count: 0,
-        }
+        Self { inner, context: Context::new(&SHA256), count: 0 }
     }
 
     /// `sha256:…` of everything that passed, and the number of bytes.

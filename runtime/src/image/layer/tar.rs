@@ -77,10 +77,7 @@ pub enum TarError {
 }
 
 fn bad(entry: &[u8], reason: &'static str) -> TarError {
-    TarError::Bad {
-        entry: String::from_utf8_lossy(entry).chars().take(200).collect(),
-        reason,
-    }
+    TarError::Bad { entry: String::from_utf8_lossy(entry).chars().take(200).collect(), reason }
 }
 
 /// Fields that extended headers set.
@@ -109,13 +106,7 @@ pub struct Archive<R> {
 impl<R: Read> Archive<R> {
     /// Begins at the stream's start.
     pub fn new(stream: R) -> Self {
-        Self {
-            stream,
-            left: 0,
-            padding: 0,
-            global: Extended::default(),
-            ended: false,
-        }
+        Self { stream, left: 0, padding: 0, global: Extended::default(), ended: false }
     }
 
     /// The next entry; `None` at the end: two zero blocks, or a clean end on a block border.
@@ -177,11 +168,7 @@ impl<R: Read> Archive<R> {
         let total = self.left + self.padding;
         let skipped = io::copy(&mut (&mut self.stream).take(total), &mut io::sink())?;
         (self.left, self.padding) = (0, 0);
-        if skipped == total {
-            Ok(())
-        } else {
-            Err(io::Error::from(io::ErrorKind::UnexpectedEof).into())
-        }
+        if skipped == total { Ok(()) } else { Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()) }
     }
 
     fn header(&mut self) -> Result<Option<[u8; BLOCK]>, TarError> {
@@ -239,9 +226,8 @@ impl<R: Read> Archive<R> {
             return Err(bad(&path, "a NUL byte in its name"));
         }
         let device = || -> Result<(u32, u32), TarError> {
-            let part = |range| {
-                field(range, "its device number is none").map(|it| u32::try_from(it).unwrap_or(u32::MAX))
-            };
+            let part =
+                |range| field(range, "its device number is none").map(|it| u32::try_from(it).unwrap_or(u32::MAX));
             Ok((part(329..337)?, part(337..345)?))
         };
         let kind = match header[156] {
@@ -254,18 +240,12 @@ impl<R: Read> Archive<R> {
             b'5' => Kind::Folder,
             b'6' => Kind::Fifo,
             b'S' => {
-                return Err(bad(
-                    &path,
-                    "sparse files are not supported yet: build the image without them",
-                ));
+                return Err(bad(&path, "sparse files are not supported yet: build the image without them"));
             }
             _ => return Err(bad(&path, "its type is unknown")),
         };
         if extended.sparse {
-            return Err(bad(
-                &path,
-                "sparse files are not supported yet: build the image without them",
-            ));
+            return Err(bad(&path, "sparse files are not supported yet: build the image without them"));
         }
         let size = match extended.size {
             Some(size) => size,
@@ -287,9 +267,7 @@ impl<R: Read> Archive<R> {
             mode: field(100..108, "its mode is no number")? as u32 & 0o7777,
             uid: id(extended.uid, 108..116, "its owner is no number")?,
             gid: id(extended.gid, 116..124, "its group is no number")?,
-            mtime: extended
-                .mtime
-                .unwrap_or((number(&header[136..148]).unwrap_or(0) as i64, 0)),
+            mtime: extended.mtime.unwrap_or((number(&header[136..148]).unwrap_or(0) as i64, 0)),
             xattrs: extended.xattrs,
             path,
         })
@@ -306,32 +284,18 @@ fn trimmed(field: &[u8]) -> Vec<u8> {
 
 fn ustar_path(header: &[u8; BLOCK]) -> Vec<u8> {
     let name = trimmed(&header[..100]);
-    let prefix = if &header[257..263] == b"ustar\0" {
-        trimmed(&header[345..500])
-    } else {
-        Vec::new()
-    };
-    if prefix.is_empty() {
-        name
-    } else {
-        [prefix, name].join(&b'/')
-    }
+    let prefix = if &header[257..263] == b"ustar\0" { trimmed(&header[345..500]) } else { Vec::new() };
+    if prefix.is_empty() { name } else { [prefix, name].join(&b'/') }
 }
 
 /// A number: octal text, or base 256 when the first bit is set (GNU). Empty is 0.
 fn number(field: &[u8]) -> Option<u64> {
     let (&first, rest) = field.split_first()?;
     if first == 0x80 {
-        return rest.iter().try_fold(0_u64, |value, &byte| {
-            value.checked_mul(256)?.checked_add(byte.into())
-        });
+        return rest.iter().try_fold(0_u64, |value, &byte| value.checked_mul(256)?.checked_add(byte.into()));
     }
     let text = std::str::from_utf8(field).ok()?.trim_matches(['\0', ' ']);
-    if text.is_empty() {
-        Some(0)
-    } else {
-        u64::from_str_radix(text, 8).ok()
-    }
+    if text.is_empty() { Some(0) } else { u64::from_str_radix(text, 8).ok() }
 }
 
 /// Reads PAX records: `LENGTH KEY=VALUE\n`, where LENGTH counts the whole record. A later record wins.
@@ -342,18 +306,14 @@ fn parse_pax(mut bytes: &[u8], extended: &mut Extended) -> Result<(), TarError> 
             .take(20)
             .position(|&byte| byte == b' ')
             .ok_or_else(|| bad(b"", "a PAX record has no length"))?;
-        let length: usize = std::str::from_utf8(&bytes[..space])
-            .ok()
-            .and_then(|text| text.parse().ok())
-            .unwrap_or(0);
+        let length: usize =
+            std::str::from_utf8(&bytes[..space]).ok().and_then(|text| text.parse().ok()).unwrap_or(0);
         if length <= space + 1 || length > bytes.len() || bytes[length - 1] != b'\n' {
             return Err(bad(b"", "a PAX record's length does not fit"));
         }
         let record = &bytes[space + 1..length - 1];
-        let equals = record
-            .iter()
-            .position(|&byte| byte == b'=')
-            .ok_or_else(|| bad(b"", "a PAX record without ="))?;
+        let equals =
+            record.iter().position(|&byte| byte == b'=').ok_or_else(|| bad(b"", "a PAX record without ="))?;
         set_pax(&record[..equals], &record[equals + 1..], extended)?;
         bytes = &bytes[length..];
     }
@@ -362,11 +322,8 @@ fn parse_pax(mut bytes: &[u8], extended: &mut Extended) -> Result<(), TarError> 
 
 fn set_pax(key: &[u8], value: &[u8], extended: &mut Extended) -> Result<(), TarError> {
     let text = || std::str::from_utf8(value).map_err(|_| bad(value, "a PAX number is no number"));
-    let parse = || -> Result<u64, TarError> {
-        text()?
-            .parse()
-            .map_err(|_| bad(value, "a PAX number is no number"))
-    };
+    let parse =
+        || -> Result<u64, TarError> { text()?.parse().map_err(|_| bad(value, "a PAX number is no number")) };
     let id = || parse().and_then(|id| u32::try_from(id).map_err(|_| bad(value, "an owner is out of range")));
     match key {
         b"path" => extended.path = Some(value.to_vec()),
@@ -374,9 +331,7 @@ fn set_pax(key: &[u8], value: &[u8], extended: &mut Extended) -> Result<(), TarE
         b"size" => extended.size = Some(parse()?),
         b"uid" => extended.uid = Some(id()?),
         b"gid" => extended.gid = Some(id()?),
-        b"mtime" => {
-            extended.mtime = Some(pax_time(text()?).ok_or_else(|| bad(value, "a PAX time is no number"))?)
-        }
+        b"mtime" => extended.mtime = Some(pax_time(text()?).ok_or_else(|| bad(value, "a PAX time is no number"))?),
         _ if key.starts_with(b"GNU.sparse.") => extended.sparse = true,
         _ => {
             if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
@@ -417,36 +372,19 @@ mod tests {
     fn pax_records_are_framed_by_length_not_by_newline() {
         let mut extended = Extended::default();
         let evil = b"x\n21 linkpath=/etc/bad\n";
-        let records = [
-            record("SCHILY.xattr.user.note", evil),
-            record("SCHILY.xattr.user.raw", b"a\0b"),
-        ]
-        .concat();
+        let records = [record("SCHILY.xattr.user.note", evil), record("SCHILY.xattr.user.raw", b"a\0b")].concat();
         parse_pax(&records, &mut extended).expect("accepted");
         assert_eq!(extended.link, None);
         assert_eq!(
             extended.xattrs,
-            [
-                (b"user.note".to_vec(), evil.to_vec()),
-                (b"user.raw".to_vec(), b"a\0b".to_vec())
-            ]
+            [(b"user.note".to_vec(), evil.to_vec()), (b"user.raw".to_vec(), b"a\0b".to_vec())]
         );
     }
 
     #[test]
     fn broken_pax_records_are_refused() {
-        for records in [
-            &b"99 path=x\n"[..],
-            b"7 path\n",
-            b"x path=y\n",
-            b"10 path=xy",
-            b"0 a=b\n",
-        ] {
-            assert!(
-                parse_pax(records, &mut Extended::default()).is_err(),
-                "{}",
-                records.escape_ascii()
-            );
+        for records in [&b"99 path=x\n"[..], b"7 path\n", b"x path=y\n", b"10 path=xy", b"0 a=b\n"] {
+            assert!(parse_pax(records, &mut Extended::default()).is_err(), "{}", records.escape_ascii());
         }
     }
 

@@ -5,9 +5,7 @@
 //! resolved as a process in the container would see it, over the layers below; nothing is ever written outside.
 
 use super::tar::{Archive, Entry, Kind, TarError};
-use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, RawMode, ResolveFlags, Timestamps, UTIME_OMIT, XattrFlags,
-};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawMode, ResolveFlags, Timestamps, UTIME_OMIT, XattrFlags};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -99,12 +97,8 @@ pub fn unpack(
     compressed: u64,
 ) -> Result<Unpacked, LayerError> {
     let open = |path: &Path| {
-        rustix::fs::open(
-            path,
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .map_err(|errno| system(path.as_os_str().as_bytes(), "opening the layer", errno))
+        rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|errno| system(path.as_os_str().as_bytes(), "opening the layer", errno))
     };
     let mut layer = Layer {
         root: open(target)?,
@@ -130,18 +124,11 @@ pub fn unpack(
 }
 
 fn refused(entry: &[u8], reason: &'static str) -> LayerError {
-    LayerError::Entry {
-        entry: shown(entry),
-        reason,
-    }
+    LayerError::Entry { entry: shown(entry), reason }
 }
 
 fn system(entry: &[u8], action: &'static str, errno: Errno) -> LayerError {
-    LayerError::System {
-        entry: shown(entry),
-        action,
-        source: errno.into(),
-    }
+    LayerError::System { entry: shown(entry), action, source: errno.into() }
 }
 
 fn shown(entry: &[u8]) -> String {
@@ -206,19 +193,13 @@ impl Layer {
             return Ok(parent.to_owned());
         }
         let real = self.make_parents(parent, entry)?;
-        let fd = self
-            .open_own(&real)
-            .map_err(|errno| system(entry, "opening its folder", errno))?;
+        let fd = self.open_own(&real).map_err(|errno| system(entry, "opening its folder", errno))?;
         self.folder = Some((real.clone(), fd));
         Ok(real)
     }
 
     fn open_own(&self, path: &Path) -> Result<OwnedFd, Errno> {
-        let path = if path.as_os_str().is_empty() {
-            Path::new(".")
-        } else {
-            path
-        };
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
         open_below(&self.root, path, OFlags::PATH | OFlags::DIRECTORY)
     }
 
@@ -250,10 +231,7 @@ impl Layer {
                     }));
                 }
                 Some((_, stat)) if kind_of(&stat) != FileType::Directory => {
-                    return Err(refused(
-                        entry,
-                        "its path leads through something that is no folder",
-                    ));
+                    return Err(refused(entry, "its path leads through something that is no folder"));
                 }
                 Some((0, _)) => at = next,
                 Some((level, stat)) => {
@@ -278,11 +256,7 @@ impl Layer {
             .map_err(|errno| system(entry, "making its folder", errno))?;
         // The mask of this process must not decide.
         self.chmod(path, 0o755, entry)?;
-        if was_hidden {
-            self.set_opaque(path, entry)
-        } else {
-            Ok(())
-        }
+        if was_hidden { self.set_opaque(path, entry) } else { Ok(()) }
     }
 
     /// Makes a folder of a lower layer here, with its attributes: else the overlay would show ours.
@@ -322,11 +296,7 @@ impl Layer {
         let Some((level, _)) = self.look(path, entry)? else {
             return Err(refused(entry, "its path changed"));
         };
-        let root = if level == 0 {
-            &self.root
-        } else {
-            &self.lower[level - 1]
-        };
+        let root = if level == 0 { &self.root } else { &self.lower[level - 1] };
         let text = rustix::fs::readlinkat(root, path, Vec::new())
             .map_err(|errno| system(entry, "reading a link", errno))?;
         Ok(PathBuf::from(OsStr::from_bytes(text.as_bytes())))
@@ -365,19 +335,13 @@ impl Layer {
     }
 
     fn set_opaque(&self, path: &Path, entry: &[u8]) -> Result<(), LayerError> {
-        let fd = self
-            .open_readable(path)
-            .map_err(|errno| system(entry, "opening its folder", errno))?;
+        let fd = self.open_readable(path).map_err(|errno| system(entry, "opening its folder", errno))?;
         rustix::fs::fsetxattr(&fd, OPAQUE, b"y", XattrFlags::empty())
             .map_err(|errno| system(entry, "making a folder opaque", errno))
     }
 
     fn open_readable(&self, path: &Path) -> Result<OwnedFd, Errno> {
-        let path = if path.as_os_str().is_empty() {
-            Path::new(".")
-        } else {
-            path
-        };
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
         open_below(&self.root, path, OFlags::RDONLY | OFlags::DIRECTORY)
     }
 
@@ -503,44 +467,26 @@ impl Layer {
         rustix::fs::futimens(&to, &times_of(stat)).map_err(failed)
     }
 
-    fn make(
-        &mut self,
-        path: &Path,
-        entry: &Entry,
-        archive: &mut Archive<impl Read>,
-    ) -> Result<(), LayerError> {
+    fn make(&mut self, path: &Path, entry: &Entry, archive: &mut Archive<impl Read>) -> Result<(), LayerError> {
         let failed = |errno| system(&entry.path, "making it", errno);
-        let node =
-            |kind, device| rustix::fs::mknodat(&self.root, path, kind, Mode::from_raw_mode(0o600), device);
+        let node = |kind, device| rustix::fs::mknodat(&self.root, path, kind, Mode::from_raw_mode(0o600), device);
         match &entry.kind {
             Kind::File => return self.file(path, entry, archive),
             Kind::SymLink(target) => rustix::fs::symlinkat(OsStr::from_bytes(target), &self.root, path),
             Kind::Fifo => node(FileType::Fifo, 0),
             // Overlay would take it for a whiteout.
             Kind::CharDevice(0, 0) => return Err(refused(&entry.path, "a character device 0:0")),
-            Kind::CharDevice(major, minor) => {
-                node(FileType::CharacterDevice, rustix::fs::makedev(*major, *minor))
-            }
-            Kind::BlockDevice(major, minor) => {
-                node(FileType::BlockDevice, rustix::fs::makedev(*major, *minor))
-            }
+            Kind::CharDevice(major, minor) => node(FileType::CharacterDevice, rustix::fs::makedev(*major, *minor)),
+            Kind::BlockDevice(major, minor) => node(FileType::BlockDevice, rustix::fs::makedev(*major, *minor)),
             Kind::Folder | Kind::HardLink(_) => Ok(()),
         }
         .map_err(failed)
     }
 
-    fn file(
-        &mut self,
-        path: &Path,
-        entry: &Entry,
-        archive: &mut Archive<impl Read>,
-    ) -> Result<(), LayerError> {
+    fn file(&mut self, path: &Path, entry: &Entry, archive: &mut Archive<impl Read>) -> Result<(), LayerError> {
         self.unpacked.bytes += entry.size;
         if self.unpacked.bytes > self.allowed {
-            return Err(refused(
-                &entry.path,
-                "the layer unpacks to more than 1,000 times its size",
-            ));
+            return Err(refused(&entry.path, "the layer unpacks to more than 1,000 times its size"));
         }
         let fd = create_below(&self.root, path).map_err(|errno| system(&entry.path, "making it", errno))?;
         let mut file = std::fs::File::from(fd);
@@ -550,26 +496,18 @@ impl Layer {
             if count == 0 {
                 return Ok(());
             }
-            file.write_all(&buffer[..count])
-                .map_err(|source| LayerError::System {
-                    entry: shown(&entry.path),
-                    action: "writing",
-                    source,
-                })?;
+            file.write_all(&buffer[..count]).map_err(|source| LayerError::System {
+                entry: shown(&entry.path),
+                action: "writing",
+                source,
+            })?;
         }
     }
 
     /// Owner, mode, attributes, times, in this order: a change of owner clears setuid bits and capabilities.
     fn attributes(&mut self, path: &Path, entry: &Entry) -> Result<(), LayerError> {
-        let here = if path.as_os_str().is_empty() {
-            Path::new(".")
-        } else {
-            path
-        };
-        let (uid, gid) = (
-            rustix::fs::Uid::from_raw(entry.uid),
-            rustix::fs::Gid::from_raw(entry.gid),
-        );
+        let here = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        let (uid, gid) = (rustix::fs::Uid::from_raw(entry.uid), rustix::fs::Gid::from_raw(entry.gid));
         rustix::fs::chownat(&self.root, here, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
             .map_err(|errno| system(&entry.path, "setting its owner", errno))?;
         if !matches!(entry.kind, Kind::SymLink(_)) {
@@ -577,14 +515,8 @@ impl Layer {
         }
         self.xattrs(here, entry)?;
         let times = Timestamps {
-            last_access: rustix::fs::Timespec {
-                tv_sec: 0,
-                tv_nsec: UTIME_OMIT as _,
-            },
-            last_modification: rustix::fs::Timespec {
-                tv_sec: entry.mtime.0,
-                tv_nsec: entry.mtime.1 as _,
-            },
+            last_access: rustix::fs::Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT as _ },
+            last_modification: rustix::fs::Timespec { tv_sec: entry.mtime.0, tv_nsec: entry.mtime.1 as _ },
         };
         if entry.kind == Kind::Folder {
             self.times.insert(path.to_owned(), times);
@@ -596,13 +528,8 @@ impl Layer {
 
     /// The path has no links here: every part of it is this layer's own.
     fn chmod(&self, path: &Path, mode: u32, entry: &[u8]) -> Result<(), LayerError> {
-        rustix::fs::chmodat(
-            &self.root,
-            path,
-            Mode::from_raw_mode(mode as RawMode),
-            AtFlags::empty(),
-        )
-        .map_err(|errno| system(entry, "setting its mode", errno))
+        rustix::fs::chmodat(&self.root, path, Mode::from_raw_mode(mode as RawMode), AtFlags::empty())
+            .map_err(|errno| system(entry, "setting its mode", errno))
     }
 
     fn xattrs(&mut self, path: &Path, entry: &Entry) -> Result<(), LayerError> {
@@ -619,12 +546,7 @@ impl Layer {
             if name.starts_with(b"trusted.overlay.") {
                 return Err(refused(&entry.path, "an attribute of the overlay's own"));
             }
-            match rustix::fs::setxattr(
-                by_number.as_str(),
-                OsStr::from_bytes(name),
-                value,
-                XattrFlags::empty(),
-            ) {
+            match rustix::fs::setxattr(by_number.as_str(), OsStr::from_bytes(name), value, XattrFlags::empty()) {
                 Ok(()) => {}
                 // Links and devices take no user attributes; a file system may take none at all.
                 Err(Errno::NOTSUP | Errno::PERM) if name.starts_with(b"user.") => {
@@ -648,11 +570,7 @@ impl Layer {
         }
         // Deepest first, so that setting one does not change another.
         for (path, times) in std::mem::take(&mut self.times).into_iter().rev() {
-            let here = if path.as_os_str().is_empty() {
-                Path::new(".")
-            } else {
-                &path
-            };
+            let here = if path.as_os_str().is_empty() { Path::new(".") } else { &path };
             rustix::fs::utimensat(&self.root, here, &times, AtFlags::SYMLINK_NOFOLLOW)
                 .map_err(|errno| system(here.as_os_str().as_bytes(), "setting a folder's time", errno))?;
         }
@@ -679,16 +597,9 @@ impl Layer {
     /// Reads what lies behind the archive: padding, which counts for the digest and is bounded.
     fn drain(&self, mut stream: impl Read) -> Result<(), LayerError> {
         let allowed = self.allowed.saturating_sub(self.unpacked.bytes);
-        let read = io::copy(
-            &mut (&mut stream).take(allowed.saturating_add(1)),
-            &mut io::sink(),
-        )
-        .map_err(TarError::Read)?;
-        if read > allowed {
-            Err(refused(b"", "more padding behind the archive than allowed"))
-        } else {
-            Ok(())
-        }
+        let read = io::copy(&mut (&mut stream).take(allowed.saturating_add(1)), &mut io::sink())
+            .map_err(TarError::Read)?;
+        if read > allowed { Err(refused(b"", "more padding behind the archive than allowed")) } else { Ok(()) }
     }
 }
 
@@ -710,9 +621,8 @@ fn cleaned(path: &[u8]) -> Result<PathBuf, LayerError> {
     Ok(clean)
 }
 
-const BELOW: ResolveFlags = ResolveFlags::BENEATH
-    .union(ResolveFlags::NO_SYMLINKS)
-    .union(ResolveFlags::NO_MAGICLINKS);
+const BELOW: ResolveFlags =
+    ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
 
 fn open_below(root: impl AsFd, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
     rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), BELOW)
@@ -761,14 +671,8 @@ fn is_whiteout(stat: &rustix::fs::Stat) -> bool {
 
 fn times_of(stat: &rustix::fs::Stat) -> Timestamps {
     Timestamps {
-        last_access: rustix::fs::Timespec {
-            tv_sec: stat.st_atime as _,
-            tv_nsec: stat.st_atime_nsec as _,
-        },
-        last_modification: rustix::fs::Timespec {
-            tv_sec: stat.st_mtime as _,
-            tv_nsec: stat.st_mtime_nsec as _,
-        },
+        last_access: rustix::fs::Timespec { tv_sec: stat.st_atime as _, tv_nsec: stat.st_atime_nsec as _ },
+        last_modification: rustix::fs::Timespec { tv_sec: stat.st_mtime as _, tv_nsec: stat.st_mtime_nsec as _ },
     }
 }
 
@@ -787,10 +691,7 @@ fn copy_attributes(from: &OwnedFd, to: &OwnedFd, stat: &rustix::fs::Stat) -> Res
         Err(errno) => return Err(errno),
     };
     let mut value = vec![0_u8; 64 * 1024];
-    for name in names[..length]
-        .split(|&byte| byte == 0)
-        .filter(|name| !name.is_empty())
-    {
+    for name in names[..length].split(|&byte| byte == 0).filter(|name| !name.is_empty()) {
         if !name.starts_with(b"trusted.overlay.") {
             let name = OsStr::from_bytes(name);
             let length = rustix::fs::fgetxattr(from, name, &mut value[..])?;
