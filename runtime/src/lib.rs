@@ -8,5 +8,6 @@
 
 pub mod container;
 pub mod image;
+pub mod network;
 pub mod shim;
 mod sys;
