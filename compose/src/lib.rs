@@ -23,6 +23,7 @@ mod yaml;
 
 pub use load::{LoadOptions, Loaded, folder_of, load, parse_str, references};
 pub use model::*;
+pub use quantity::duration as parse_duration;
 pub use report::{Notice, Refusal, Refusals};
 pub use service::signal_number;
 pub use words::split as split_words;

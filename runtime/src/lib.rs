@@ -11,3 +11,4 @@ pub mod image;
 pub mod network;
 pub mod shim;
 mod sys;
+pub mod terminal;

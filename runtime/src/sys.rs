@@ -96,17 +96,6 @@ pub fn close_descriptors_between(first: RawFd, last: RawFd) {
     }
 }
 
-/// Sets the size of a terminal (`TIOCSWINSZ`, tty_ioctl(4)).
-///
-/// # Errors
-/// ENOTTY.
-pub fn set_window_size(terminal: &OwnedFd, rows: u16, columns: u16) -> Result<(), Errno> {
-    use std::os::fd::AsRawFd;
-    let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-    // SAFETY: TIOCSWINSZ reads one `winsize` through the pointer, which is valid for the call.
-    Errno::result(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &size) }).map(drop)
-}
-
 /// Registers a descriptor with the tokio runtime. Needs one.
 ///
 /// # Errors

@@ -1,1 +1,19 @@
-//! End-to-end tests of Coracle against real parts; see `tests/tests/`.
+//! End-to-end tests against real parts: a real registry, real containers, the kernel's own network.
+//!
+//! A [`Board`] is one device: a network and a mount namespace of its own, an agent, a shim, a registry beside it.
+//! Nothing of this machine is changed. Where root or a tool is missing, a test says `skipped` and why.
+#![forbid(unsafe_code)]
+
+pub mod board;
+pub mod image;
+
+/// Ends the test as skipped, with the reason, unless this machine can run it.
+#[macro_export]
+macro_rules! needs {
+    ($($tool:literal),* $(,)?) => {
+        if let Some(reason) = $crate::board::missing(&[$($tool),*]) {
+            println!("skipped: {reason}");
+            return Ok(());
+        }
+    };
+}

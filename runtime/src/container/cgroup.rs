@@ -52,6 +52,11 @@ pub fn oom_kills(cgroup: &str) -> u64 {
         .unwrap_or(0)
 }
 
+/// Processes of a cgroup and of those below it.
+pub fn all_processes(cgroup: &str) -> Vec<i32> {
+    tracker(cgroup).map(|folder| processes(&folder)).unwrap_or_default()
+}
+
 /// Processes of `folder` and the cgroups below it.
 fn processes(folder: &Path) -> Vec<i32> {
     let text = std::fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();

@@ -225,7 +225,7 @@ fn linux(spec: &ContainerSpec, resolved: &Resolved) -> Value {
         "resources": resources(spec, resolved),
         "devices": devices,
         "sysctl": spec.sysctls,
-        "rootfsPropagation": "rslave",
+        "rootfsPropagation": "slave",
         "maskedPaths": if spec.privileged { none } else { MASKED },
         "readonlyPaths": if spec.privileged { none } else { READ_ONLY },
     })

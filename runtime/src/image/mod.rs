@@ -19,7 +19,8 @@ mod store;
 
 pub use config::{ImageConfig, ImageHealth};
 pub use error::{Error, ErrorKind};
+pub use layer::digest_of;
 pub use platform::Platform;
-pub use pull::{Phase, Progress, PullOptions, Resolved, ResolvedLayer, pull, resolve};
+pub use pull::{Phase, Progress, PullOptions, RESERVE, Resolved, ResolvedLayer, pull, resolve};
 pub use reference::{Reference, ReferenceError};
-pub use store::{Freed, Image, ImageUsage, Store, Usage};
+pub use store::{Freed, Image, ImageUsage, Store, Usage, tree_bytes};

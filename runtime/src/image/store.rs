@@ -267,7 +267,12 @@ impl Store {
         self.load(name, digest).ok_or_else(|| Error::bad(name, "could not be read back from the store"))
     }
 
-    /// Bytes free for the store.
+    /// Bytes that images may take: what is free, less what stays so.
+    pub fn available(&self) -> u64 {
+        self.free_bytes().saturating_sub(super::pull::RESERVE)
+    }
+
+    /// Bytes free on the file system.
     pub(super) fn free_bytes(&self) -> u64 {
         rustix::fs::statvfs(self.root.as_path()).map_or(u64::MAX, |it| it.f_bavail.saturating_mul(it.f_frsize))
     }
@@ -378,7 +383,7 @@ fn named(path: &Path) -> String {
 }
 
 /// Bytes of the regular files below `path`.
-fn tree_bytes(path: &Path) -> u64 {
+pub fn tree_bytes(path: &Path) -> u64 {
     let Ok(metadata) = std::fs::symlink_metadata(path) else {
         return 0;
     };

@@ -42,6 +42,10 @@ pub struct Zone {
     pub names: BTreeMap<String, Vec<Ipv4Addr>>,
     /// The network's range: reverse questions for it are ours.
     pub range: Option<super::subnet::Range>,
+    /// No way out: nothing is forwarded.
+    pub internal: bool,
+    /// Name servers of single clients, by their addresses, in place of the host's.
+    pub servers: BTreeMap<Ipv4Addr, Vec<IpAddr>>,
 }
 
 /// A zone that changes while it is served.
@@ -191,11 +195,11 @@ pub async fn serve(address: Ipv4Addr, zone: SharedZone, upstream: Vec<IpAddr>) -
                 }
             }
             accepted = tcp.accept() => {
-                if let Ok((stream, _)) = accepted {
+                if let Ok((stream, from)) = accepted {
                     let server = Arc::clone(&server);
                     tokio::spawn(async move {
                         // A client that breaks off is its own affair.
-                        let _ = tokio::time::timeout(TCP_TIMEOUT, server.on_tcp(stream)).await;
+                        let _ = tokio::time::timeout(TCP_TIMEOUT, server.on_tcp(stream, from.ip())).await;
                     });
                 }
             }
@@ -222,14 +226,14 @@ impl Server {
             Answer::Forward => {
                 let (server, socket) = (Arc::clone(self), Arc::clone(socket));
                 tokio::spawn(async move {
-                    let reply = server.forward(&query, false).await.unwrap_or_else(|| failure(&query));
+                    let reply = server.forward(&query, from.ip(), false).await.unwrap_or_else(|| failure(&query));
                     let _ = socket.send_to(&reply, from).await;
                 });
             }
         }
     }
 
-    async fn on_tcp(&self, mut stream: TcpStream) -> std::io::Result<()> {
+    async fn on_tcp(&self, mut stream: TcpStream, from: IpAddr) -> std::io::Result<()> {
         loop {
             let length = stream.read_u16().await?;
             let mut query = vec![0; length.into()];
@@ -237,16 +241,23 @@ impl Server {
             let reply = match self.decide(&query) {
                 Answer::Reply(reply) => reply,
                 Answer::Drop => return Ok(()),
-                Answer::Forward => self.forward(&query, true).await.unwrap_or_else(|| failure(&query)),
+                Answer::Forward => self.forward(&query, from, true).await.unwrap_or_else(|| failure(&query)),
             };
             stream.write_u16(reply.len() as u16).await?;
             stream.write_all(&reply).await?;
         }
     }
 
-    async fn forward(&self, query: &[u8], tcp: bool) -> Option<Vec<u8>> {
+    /// The servers that are asked for a client.
+    fn servers(&self, from: IpAddr) -> Vec<IpAddr> {
+        let zone = self.zone.read().unwrap_or_else(PoisonError::into_inner);
+        let own = if let IpAddr::V4(from) = from { zone.servers.get(&from) } else { None };
+        if zone.internal { Vec::new() } else { own.unwrap_or(&self.upstream).clone() }
+    }
+
+    async fn forward(&self, query: &[u8], from: IpAddr, tcp: bool) -> Option<Vec<u8>> {
         let _permit = self.permits.try_acquire().ok()?;
-        for server in &self.upstream {
+        for server in &self.servers(from) {
             let asked = async { if tcp { ask_tcp(*server, query).await } else { ask_udp(*server, query).await } };
             if let Ok(Ok(reply)) = tokio::time::timeout(UPSTREAM_TIMEOUT, asked).await {
                 return Some(reply);
@@ -308,7 +319,7 @@ mod tests {
     fn zone() -> Zone {
         let range = super::super::subnet::Range::new(Ipv4Addr::new(10, 209, 1, 0), 24);
         let names = [("db", 2), ("cache", 3)].map(|(name, host)| (name.to_owned(), vec![range.nth(host)]));
-        Zone { names: names.into(), range: Some(range) }
+        Zone { names: names.into(), range: Some(range), ..Zone::default() }
     }
 
     /// Code, number of answers.

@@ -44,6 +44,9 @@ pub enum FirewallError {
     Refused(String),
 }
 
+/// Chains of a table: guard, forward, prerouting, output, postrouting.
+const CHAINS: usize = 5;
+
 /// Name of a project's table.
 pub fn table(project: &str) -> String {
     format!("coracle_{}", project.replace('-', "_"))
@@ -65,7 +68,8 @@ pub fn render(project: &str, networks: &[Network], published: &[Published]) -> S
         let from_outside = published.iter().filter(|port| !port.host_ip.is_some_and(|ip| ip.is_loopback()));
         from_outside.for_each(|port| dnat_rule(text, port));
     });
-    chain(&mut text, "output", "nat hook output priority dstnat", |text| {
+    // Before nft 1.0.7 the name `dstnat` is known at prerouting alone.
+    chain(&mut text, "output", "nat hook output priority -100", |text| {
         published.iter().for_each(|port| dnat_rule(text, port));
     });
     chain(&mut text, "postrouting", "nat hook postrouting priority srcnat", |text| {
@@ -136,6 +140,36 @@ pub fn apply(rules: &str) -> Result<(), FirewallError> {
     Err(FirewallError::Refused(text.lines().next().unwrap_or("failed").to_owned()))
 }
 
+/// True when the kernel has the project's table with all of its chains.
+pub fn is_in_force(project: &str) -> bool {
+    let output = Command::new("nft")
+        .args(["list", "table", "inet", &table(project)])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output();
+    output.is_ok_and(|it| {
+        it.status.success() && String::from_utf8_lossy(&it.stdout).matches("chain ").count() == CHAINS
+    })
+}
+
+/// Ports that a rule set of [`render`] publishes for some addresses, in Docker's form: `0.0.0.0:8080->80/tcp`.
+pub fn published_for(rules: &str, addresses: impl Iterator<Item = Ipv4Addr>) -> Vec<String> {
+    let addresses: Vec<Ipv4Addr> = addresses.collect();
+    let lines = rules.lines().skip_while(|line| !line.starts_with("chain output ")).skip(1);
+    let lines = lines.take_while(|line| *line != "}");
+    lines
+        .filter_map(|line| {
+            let (local, rest) = line.split_once(" dport ")?;
+            let (host, to) = rest.split_once(" dnat ip to ")?;
+            let (address, container) = to.split_once(':')?;
+            let address: Ipv4Addr = address.parse().ok()?;
+            let protocol = local.rsplit(' ').next()?;
+            let ip = local.strip_prefix("ip daddr ").and_then(|it| it.split(' ').next()).unwrap_or("0.0.0.0");
+            addresses.contains(&address).then(|| format!("{ip}:{host}->{container}/{protocol}"))
+        })
+        .collect()
+}
+
 /// Removes a project's table; it may be gone already.
 ///
 /// # Errors
@@ -184,6 +218,13 @@ mod tests {
     fn an_internal_network_is_isolated_first_and_never_masqueraded() {
         assert!(chain_of("forward").starts_with("iifname \"cor2\" oifname != \"cor2\" drop"));
         assert!(!chain_of("postrouting").contains("10.209.2.0/24 oifname != "));
+    }
+
+    #[test]
+    fn published_ports_are_read_back_from_the_rules() {
+        let mine = published_for(&rules(), [Ipv4Addr::new(10, 209, 1, 2)].into_iter());
+        assert_eq!(mine, ["0.0.0.0:8080->80/tcp", "127.0.0.1:8081->80/tcp", "192.0.2.7:53->80/udp"]);
+        assert!(published_for(&rules(), [Ipv4Addr::new(10, 209, 1, 3)].into_iter()).is_empty());
     }
 
     #[test]

@@ -30,8 +30,8 @@ pub const MAX_WORKERS: usize = 8;
 /// Requests that wait for a worker; then the agent is told to come again.
 const MAX_QUEUE: usize = 256;
 
-/// Connections at once: the agent, and one-off tools beside it.
-const MAX_CLIENTS: usize = 8;
+/// Connections at once: the agent, and one for each `exec` that somebody has open.
+const MAX_CLIENTS: usize = 32;
 
 /// Packets that wait for a client that does not read. Then it is cut off: it has lost its place anyway.
 const MAX_UNSENT: usize = 64;
@@ -580,8 +580,8 @@ impl Shim {
     fn resize(&self, id: &str, rows: u16, columns: u16) -> Result<Reply, Failure> {
         let terminal = self.containers.get(id).and_then(|container| container.terminal.as_ref());
         let terminal = terminal.ok_or_else(|| not_found("terminal of container", id))?;
-        sys::set_window_size(terminal, rows, columns)
-            .map_err(|errno| Failure::new(FailureKind::Internal, errno.desc()))?;
+        crate::terminal::set_size(terminal.as_fd(), rows, columns)
+            .map_err(|error| Failure::new(FailureKind::Internal, error.to_string()))?;
         Ok(Reply::Done)
     }
 

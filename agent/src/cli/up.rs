@@ -1,0 +1,152 @@
+//! `up`: hand the project to the agent, start one when there is none, and see it through.
+
+use super::options::{Options, is_folder};
+use super::progress::{Ending, follow};
+use super::{Done, Failed, config, service, view};
+use crate::control::{Agent, LogRequest, Reply, Request};
+use crate::exit::Code;
+use crate::paths::Paths;
+use crate::target::{Registries, Wanted};
+use coracle_compose::Loaded;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+/// Looks for an agent that was just started, and the pause between two: it checks its store before it listens.
+const TRIES: u32 = 500;
+const TRY_PAUSE: Duration = Duration::from_millis(20);
+
+pub fn up(options: &Options) -> Done {
+    let mut options = options.clone();
+    take_folder(&mut options);
+    let loaded = load(&options)?;
+    if let Some(service) = loaded.needs_builder.first() {
+        return Err(Failed::new(
+            Code::Configuration,
+            format!(
+                "services.{service}.build: nothing is built here; build it elsewhere and give the service an image, or use --image {service}=REFERENCE"
+            ),
+        ));
+    }
+    let project = loaded.project.name.clone();
+    let wanted = wanted(&options, loaded)?;
+    let started_here = ensure_agent(&options.paths)?;
+    let request = Request::Up { wanted: Box::new(wanted), recreate: options.recreate, pull: options.pull };
+    let (order, steps) = match Agent::ask(&options.paths, &request)?.answer()? {
+        Some(Reply::Taken { order, plan }) => (order, plan.steps),
+        _ => return Err(Failed::new(Code::Internal, "the agent gave an answer of another kind")),
+    };
+    warn_of_isolation(&options.paths);
+    if !steps.iter().any(|step| step.concerns(&project)) {
+        eprintln!("{project}: nothing to do");
+    }
+    let ending = if options.wait { Ending::Healthy } else { Ending::Settled };
+    let code = follow(&options.paths, &project, order, ending)?;
+    if options.detach || code != Code::Done {
+        return Ok(code);
+    }
+    stay(&options, &project, started_here)
+}
+
+/// Shows logs until Ctrl-C, then stops the services.
+fn stay(options: &Options, project: &str, started_here: bool) -> Done {
+    let request = LogRequest { project: project.to_owned(), follow: true, ..LogRequest::default() };
+    let mut agent = Agent::ask(&options.paths, &Request::Logs(request))?;
+    let connection = agent.hang_up()?;
+    service::on_interrupt(move || drop(connection.shutdown(std::net::Shutdown::Both)))?;
+    let mut printer = view::LogPrinter::new(options);
+    // Ends by Ctrl-C, or when no service runs any more.
+    while let Ok(Some(reply)) = agent.answer() {
+        if let Reply::Log(line) = reply {
+            printer.print(&line)?;
+        }
+    }
+    eprintln!("stopping {project}");
+    let request = Request::Stop { project: project.to_owned(), services: Vec::new() };
+    let code = service::give(&options.paths, project, &request)?;
+    if started_here {
+        // The shim ends too when nothing runs in another project.
+        Agent::ask(&options.paths, &Request::Shutdown)?.answer()?;
+    }
+    Ok(code)
+}
+
+/// `up FOLDER`: a first argument that is a folder names the project.
+pub fn take_folder(options: &mut Options) {
+    if options.rest.first().is_some_and(|first| is_folder(first)) && options.files.is_empty() {
+        options.folder = Some(PathBuf::from(options.rest.remove(0)));
+    }
+}
+
+/// Loads the project, and prints what a reader should know.
+pub fn load(options: &Options) -> Result<Loaded, Failed> {
+    let loaded = coracle_compose::load(&config::load_options(options)?)?;
+    for notice in &loaded.warnings {
+        eprintln!("warning: {notice}");
+    }
+    Ok(loaded)
+}
+
+/// The project as the agent takes it.
+pub fn wanted(options: &Options, loaded: Loaded) -> Result<Wanted, Failed> {
+    let registries = registries(options);
+    let file = std::path::absolute(&loaded.file).unwrap_or(loaded.file);
+    Ok(Wanted { project: loaded.project, file, registries, ..Wanted::default() })
+}
+
+/// How registries are reached.
+pub fn registries(options: &Options) -> Registries {
+    let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".docker/config.json"));
+    Registries {
+        plain_http: options.plain_http.clone(),
+        ca_files: options.ca_files.clone(),
+        docker_config: options.docker_config.clone().or(home.filter(|path| path.exists())),
+    }
+}
+
+/// Starts an agent in the background when none answers; true when it did.
+pub fn ensure_agent(paths: &Paths) -> Result<bool, Failed> {
+    if Agent::status(paths).is_ok() {
+        return Ok(false);
+    }
+    paths.make().map_err(|error| {
+        Failed::new(Code::Internal, format!("using {} and {}: {error}", paths.data.display(), paths.run.display()))
+    })?;
+    let log = paths.run.join("agent.log");
+    let mut child = Command::new(std::env::current_exe()?)
+        .arg("agent")
+        .arg("--data")
+        .arg(&paths.data)
+        .arg("--run")
+        .arg(&paths.run)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(std::fs::File::create(&log)?)
+        .process_group(0)
+        .spawn()?;
+    for _ in 0..TRIES {
+        if Agent::status(paths).is_ok() {
+            return Ok(true);
+        }
+        if let Some(status) = child.try_wait()? {
+            let text = std::fs::read_to_string(&log).unwrap_or_default();
+            let last = text.lines().last().unwrap_or_default();
+            return Err(Failed::new(Code::Internal, format!("the agent ended at once ({status}): {last}")));
+        }
+        std::thread::sleep(TRY_PAUSE);
+    }
+    Err(Failed::new(Code::Internal, format!("the agent does not answer; its log is {}", log.display())))
+}
+
+/// Said once for each boot: the device program and the system call filter are not there yet.
+fn warn_of_isolation(paths: &Paths) {
+    let marker = paths.run.join("isolation-told");
+    if !marker.exists() {
+        eprintln!(
+            "warning: isolation is incomplete: containers run without a device program (cgroup v2) and without a system call filter"
+        );
+        // Not remembered: then it is said again.
+        let _ = std::fs::write(marker, "");
+    }
+}

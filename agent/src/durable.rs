@@ -1,0 +1,88 @@
+//! Small files that are old or new after a power cut, never between.
+
+use serde::{Serialize, de::DeserializeOwned};
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+/// Reads a document; `None` when it is not there, or broken: then it is put aside as `*.broken`.
+///
+/// # Errors
+/// When the file is there and cannot be read.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    match serde_json::from_slice(&bytes) {
+        Ok(document) => Ok(Some(document)),
+        Err(error) => {
+            tracing::warn!(path = %path.display(), %error, "broken file put aside");
+            std::fs::rename(path, path.with_extension("broken"))?;
+            Ok(None)
+        }
+    }
+}
+
+/// Writes a document: beside, synced, renamed, folder synced.
+///
+/// # Errors
+/// As the file system says; the old document is there then.
+pub fn write_json<T: Serialize>(path: &Path, document: &T) -> io::Result<()> {
+    write(path, &serde_json::to_vec(document)?, 0o600)
+}
+
+/// As [`write_json`], for any bytes.
+///
+/// # Errors
+/// As the file system says; the old file is there then.
+pub fn write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let beside = beside(path);
+    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&beside)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&beside, path)?;
+    sync_folder(path.parent().unwrap_or(Path::new("/")))
+}
+
+/// Writes a document in memory (tmpfs): renamed, so that a reader sees the old or the new one; not synced.
+///
+/// # Errors
+/// As the file system says.
+pub fn write_volatile<T: Serialize>(path: &Path, document: &T) -> io::Result<()> {
+    let beside = beside(path);
+    std::fs::write(&beside, serde_json::to_vec(document)?)?;
+    std::fs::rename(&beside, path)
+}
+
+/// Makes what was renamed or removed in a folder last.
+///
+/// # Errors
+/// As the file system says.
+pub fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+fn beside(path: &Path) -> std::path::PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    path.with_file_name(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broken_document_is_put_aside_and_the_next_one_takes_its_place() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("target.json");
+        std::fs::write(&path, "{\"half").expect("written");
+        assert_eq!(read_json::<Vec<u32>>(&path).expect("read"), None);
+        assert!(folder.path().join("target.broken").exists());
+        write_json(&path, &vec![1, 2]).expect("written");
+        assert_eq!(read_json::<Vec<u32>>(&path).expect("read"), Some(vec![1, 2]));
+    }
+}

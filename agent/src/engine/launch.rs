@@ -1,0 +1,331 @@
+//! Steps become tasks: everything that a deed needs is gathered here, so that it reads nothing of the engine's.
+
+use super::{Engine, Known, MAX_PULLS, MAX_STARTS, Message, Outcome, Running};
+use crate::clock::unix_now;
+use crate::current::{Current, Identity, LiveNetwork};
+use crate::execute::{self, Context, Link, StartJob, StepError, blocking};
+use crate::plan::{Action, Plan, bridge, first_network};
+use crate::target::Registries;
+use crate::translate::{self, Parts};
+use crate::wanted;
+use coracle_compose::{Attachment, NetworkMode};
+use coracle_runtime::image::{self, PullOptions, Reference, digest_of};
+use coracle_runtime::network::firewall;
+use coracle_runtime::network::namespace::Interface;
+use coracle_runtime::network::{INTERFACE_PREFIX, MAX_INTERFACE};
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+impl Engine {
+    /// Begins a step unless it, or too many of its kind, are under way.
+    pub(super) fn launch(&mut self, action: &Action, current: &Current, why: &str) {
+        let key = action.key();
+        if self.running.contains_key(&key) || !self.has_room_for(action) {
+            return;
+        }
+        tracing::info!(step = %action, why, "begins");
+        let running =
+            Running { action: action.clone(), cancel: Arc::default(), progress: Arc::new(Mutex::new(None)) };
+        let context = self.context.clone();
+        match action {
+            Action::Pull { image, project } => {
+                let options = self.target.projects.get(project).map(|it| options(&it.registries));
+                let job = pull(context, image.clone(), options.unwrap_or_default(), &running);
+                self.spawn(key.clone(), job);
+            }
+            Action::MakeNetwork { bridge, project, network, range, gateway, internal, definition } => {
+                let live = LiveNetwork {
+                    project: project.clone(),
+                    name: network.clone(),
+                    range: *range,
+                    gateway: *gateway,
+                    definition: definition.clone(),
+                    internal: *internal,
+                };
+                let (paths, bridge) = (context.paths.as_ref().clone(), bridge.clone());
+                self.spawn(key.clone(), done(blocking(move || execute::make_network(&paths, &bridge, &live))));
+            }
+            Action::RemoveNetwork { bridge, .. } => {
+                // Its name server holds the bridge's address.
+                self.networks.remove(bridge);
+                self.update_names();
+                let (paths, bridge) = (context.paths.as_ref().clone(), bridge.clone());
+                self.spawn(key.clone(), done(blocking(move || execute::remove_network(&paths, &bridge))));
+            }
+            Action::MakeVolume { project, volume } => {
+                let folder = context.paths.volume(project, volume);
+                let make = move || {
+                    std::fs::create_dir_all(&folder)
+                        .map_err(StepError::file(format!("making the volume {}", folder.display())))
+                };
+                self.spawn(key.clone(), done(blocking(make)));
+            }
+            Action::RemoveVolumes { project } => {
+                let (paths, folder) = (context.paths.as_ref().clone(), context.paths.volumes(project));
+                let remove = move || {
+                    let action = format!("removing the volumes {}", folder.display());
+                    paths.remove_folder(&folder).map_err(StepError::file(action))
+                };
+                self.spawn(key.clone(), done(blocking(remove)));
+            }
+            Action::ApplyRules { rules, .. } => {
+                let rules = rules.clone();
+                self.spawn(key.clone(), done(blocking(move || Ok(firewall::apply(&rules)?))));
+            }
+            Action::RemoveRules { project } => {
+                let project = project.clone();
+                self.spawn(key.clone(), done(blocking(move || Ok(firewall::remove(&project)?))));
+            }
+            Action::Stop { container } => {
+                let identity = self.note_stop(container);
+                let grace = Duration::from_millis(identity.stop_grace_ms);
+                let job = execute::stop(context, container.clone(), identity.stop_signal, grace);
+                self.spawn(key.clone(), done(job));
+            }
+            Action::Remove { container } => {
+                let attached = self.containers.get(container).map(|it| it.record.addresses.clone());
+                let outer = attached.unwrap_or_default().keys().map(|it| outer_name(container, it)).collect();
+                self.spawn(key.clone(), done(execute::remove(context, container.clone(), outer)));
+            }
+            Action::Start { container, project, service, addresses, round, again } => {
+                match self.start_job(container, project, service, addresses, current) {
+                    Ok(job) => {
+                        let checked = self.note_start(container, &job.identity, addresses, *round, *again);
+                        let _ = checked;
+                        let job = async move { execute::start(context, job).await.map(Outcome::Started) };
+                        self.spawn(key.clone(), job);
+                    }
+                    Err(reason) => {
+                        self.spawn(key.clone(), async move { Err(StepError::Description(reason)) });
+                    }
+                }
+            }
+            Action::RemoveImages { keep } => {
+                let keep: BTreeSet<String> = keep.iter().cloned().collect();
+                let remove = move || {
+                    let freed = context.store.remove_unused(&keep)?;
+                    tracing::info!(bytes = freed.bytes, layers = freed.layers, images = freed.images, "removed");
+                    Ok(())
+                };
+                self.spawn(key.clone(), done(blocking(remove)));
+            }
+        }
+        self.running.insert(key, running);
+    }
+
+    fn has_room_for(&self, action: &Action) -> bool {
+        let count = |is: fn(&Action) -> bool| self.running.values().filter(|it| is(&it.action)).count();
+        match action {
+            Action::Pull { .. } => count(|it| matches!(it, Action::Pull { .. })) < MAX_PULLS,
+            Action::Start { .. } => count(|it| matches!(it, Action::Start { .. })) < MAX_STARTS,
+            // Both hold the store's lock for long.
+            Action::RemoveImages { .. } => count(|it| matches!(it, Action::Pull { .. })) == 0,
+            _ => true,
+        }
+    }
+
+    fn spawn(&self, key: String, job: impl Future<Output = Result<Outcome, StepError>> + 'static) {
+        let sender = self.sender.clone();
+        tokio::task::spawn_local(async move {
+            let outcome = job.await;
+            // The loop is at its end: nobody needs to know.
+            let _ = sender.send(Message::Done { key, outcome }).await;
+        });
+    }
+
+    /// Ends pulls that the plan has no use for.
+    pub(super) fn cancel_unwanted(&self, plan: &Plan) {
+        for (key, running) in &self.running {
+            let wanted = plan.steps.iter().any(|step| step.action.key() == *key);
+            if matches!(running.action, Action::Pull { .. }) && !wanted {
+                running.cancel.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn note_stop(&mut self, id: &str) -> Identity {
+        let Some(known) = self.containers.get_mut(id) else { return Identity::default() };
+        known.record.stop_ordered = true;
+        // How it is stopped is the file's newest word, not that of its making.
+        let service = self
+            .target
+            .projects
+            .get(&known.identity.project)
+            .and_then(|wanted| Some((wanted, wanted.project.services.get(&known.identity.service)?)));
+        let mut identity = known.identity.clone();
+        if let Some((wanted, service)) = service
+            && let Ok(reference) = wanted::reference(service)
+            && let Some(image) = self.images.get(&reference.to_string())
+            && let Ok(resolved) = wanted::resolve(wanted, &identity.service, image, None)
+        {
+            identity.stop_signal = resolved.identity.stop_signal;
+            identity.stop_grace_ms = resolved.identity.stop_grace_ms;
+        }
+        self.save_record(id);
+        identity
+    }
+
+    fn note_start(
+        &mut self,
+        id: &str,
+        identity: &Identity,
+        addresses: &BTreeMap<String, Ipv4Addr>,
+        round: u64,
+        again: bool,
+    ) -> bool {
+        self.containers.entry(id.to_owned()).or_insert_with(|| Known {
+            identity: identity.clone(),
+            record: super::Record::default(),
+            completed: false,
+        });
+        let checked = self.check_of(id).is_some();
+        if let Some(known) = self.containers.get_mut(id) {
+            known.record.note_start(addresses.clone(), round, again, checked);
+        }
+        self.save_record(id);
+        checked
+    }
+
+    fn start_job(
+        &self,
+        id: &str,
+        project: &str,
+        service: &str,
+        addresses: &BTreeMap<String, Ipv4Addr>,
+        current: &Current,
+    ) -> Result<StartJob, String> {
+        let wanted = self.target.projects.get(project).ok_or("the project is gone")?;
+        let definition = wanted.project.services.get(service).ok_or("the service is gone")?;
+        let reference = wanted::reference(definition)?;
+        let image = self.context.store.find(&reference).map_err(|error| error.to_string())?;
+        let image = image.ok_or_else(|| format!("image {reference} is not in the store"))?;
+        let known = self.images.get(&reference.to_string()).ok_or("the image is gone")?;
+        let containers: BTreeMap<&str, &str> = current
+            .containers
+            .iter()
+            .filter(|(other, it)| it.identity.project == project && *other != id)
+            .map(|(other, it)| (it.identity.service.as_str(), other.as_str()))
+            .collect();
+        let owner = match &definition.network {
+            NetworkMode::Service(owner) => containers.get(owner.as_str()).copied(),
+            _ => None,
+        };
+        let mut identity = wanted::resolve(wanted, service, known, owner)?.identity;
+        identity.created = unix_now();
+        let networks: BTreeMap<&str, &LiveNetwork> = self
+            .networks
+            .values()
+            .filter(|live| live.project == project)
+            .map(|live| (live.name.as_str(), live))
+            .collect();
+        let host_resolv = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+        let links = match &definition.network {
+            NetworkMode::Networks(attached) => {
+                Some(links(id, project, attached, first_network(&definition.network), addresses, &networks))
+            }
+            NetworkMode::None => Some(Vec::new()),
+            NetworkMode::Host | NetworkMode::Service(_) => None,
+        };
+        let parts = Parts {
+            wanted,
+            identity: &identity,
+            id,
+            image: known,
+            lower: self.context.store.layer_dirs(&image),
+            addresses,
+            networks,
+            containers,
+            host_resolv: &host_resolv,
+        };
+        let made = translate::container(&self.context.paths, &parts)?;
+        Ok(StartJob { made, identity, links })
+    }
+}
+
+/// How a project's images are fetched.
+pub fn options(registries: &Registries) -> PullOptions {
+    PullOptions {
+        plain_http: registries.plain_http.clone(),
+        ca_files: registries.ca_files.clone(),
+        docker_config: registries.docker_config.clone(),
+        ..PullOptions::default()
+    }
+}
+
+fn pull(
+    context: Context,
+    image: String,
+    options: PullOptions,
+    running: &Running,
+) -> impl Future<Output = Result<Outcome, StepError>> + 'static {
+    let (cancel, progress): (Arc<AtomicBool>, _) = (Arc::clone(&running.cancel), Arc::clone(&running.progress));
+    let work = move || {
+        let reference: Reference = image.parse().map_err(image::Error::from)?;
+        let tell = |now| *progress.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
+        Ok(image::pull(&context.store, &reference, &options, &cancel, &tell)?)
+    };
+    async move { blocking(work).await.map(|image| Outcome::Pulled(Box::new(image))) }
+}
+
+async fn done(job: impl Future<Output = Result<(), StepError>>) -> Result<Outcome, StepError> {
+    job.await.map(|()| Outcome::Done)
+}
+
+/// The interfaces of a container: `eth0` on the first network, the others in order of their names.
+fn links(
+    id: &str,
+    project: &str,
+    attached: &BTreeMap<String, Attachment>,
+    first: Option<&String>,
+    addresses: &BTreeMap<String, Ipv4Addr>,
+    networks: &BTreeMap<&str, &LiveNetwork>,
+) -> Vec<Link> {
+    let mut names: Vec<&String> = attached.keys().collect();
+    names.sort_by_key(|name| (Some(*name) != first, *name));
+    let present =
+        names.into_iter().filter_map(|name| Some((name, *addresses.get(name)?, *networks.get(name.as_str())?)));
+    // The way out leads through the first network that has one.
+    let mut has_way_out = false;
+    let links = present.enumerate().map(|(number, (name, address, live))| {
+        let way_out = !live.internal && !has_way_out;
+        has_way_out |= way_out;
+        let outer = outer_name(id, name);
+        Link {
+            bridge: bridge(project, name),
+            mac: attached[name].mac_address.as_deref().and_then(mac),
+            interface: Interface {
+                name: format!("{outer}i")
+                    .chars()
+                    .rev()
+                    .take(MAX_INTERFACE)
+                    .collect::<String>()
+                    .chars()
+                    .rev()
+                    .collect(),
+                inner: format!("eth{number}"),
+                address,
+                range: live.range,
+                gateway: way_out.then_some(live.gateway),
+            },
+            outer,
+        }
+    });
+    links.collect()
+}
+
+/// Name of the outer end of a container's interface on a network.
+pub(super) fn outer_name(id: &str, network: &str) -> String {
+    let digest = digest_of(format!("{id}/{network}").as_bytes());
+    // One shorter than a name may be: the inner end's first name has one letter more.
+    let digits = MAX_INTERFACE - INTERFACE_PREFIX.len() - 2;
+    format!("{INTERFACE_PREFIX}v{}", &digest["sha256:".len()..][..digits])
+}
+
+fn mac(text: &str) -> Option<[u8; 6]> {
+    let bytes: Vec<u8> = text.split([':', '-']).filter_map(|part| u8::from_str_radix(part, 16).ok()).collect();
+    bytes.try_into().ok()
+}

@@ -1,0 +1,459 @@
+//! The agent's loop: look, plan, do what is ready, wait for something to happen.
+//!
+//! Everything runs on one thread; deeds are tasks that tell their end through one queue. Nothing polls: the loop
+//! wakes for the shim's events, the end of a deed, an order, or the end of a pause.
+
+mod launch;
+mod names;
+mod observe;
+mod orders;
+mod probe;
+mod record;
+mod report;
+mod shim;
+
+pub use launch::options;
+pub use orders::{Order, Refusal, Taken};
+pub use record::{Exit, Reason};
+pub use shim::ensure as ensure_shim;
+
+use crate::clock::{boot_now, unix_now};
+use crate::current::{Current, Failed, Identity, KnownImage, LiveNetwork};
+use crate::execute::{Context, Started, StepError};
+use crate::paths::Paths;
+use crate::plan::{self, Action, Plan};
+use crate::status::Status;
+use crate::target::Target;
+use coracle_runtime::image::{Progress, Store};
+use coracle_runtime::shim::{Client, ContainerStatus, Event};
+use record::Record;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// Messages that wait for the loop. Tasks wait when it is full; the loop empties it in milliseconds.
+const QUEUE: usize = 64;
+
+/// Pause after a step failed the first time.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Longest pause after failures in a row, when trying again can help.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// Pause when trying again does not help by itself: a registry may get the image later.
+const STUCK_PAUSE: Duration = Duration::from_secs(900);
+
+/// Time between two looks at the bytes of a pull: for people's eyes.
+const PROGRESS_PAUSE: Duration = Duration::from_millis(200);
+
+/// Starts under way at once. The shim has eight workers; more starts would only wait there.
+const MAX_STARTS: usize = 8;
+
+/// Pulls under way at once: each has two threads and its buffers, and they share one network and one disk.
+const MAX_PULLS: usize = 1;
+
+/// What the loop waits for.
+pub enum Message {
+    /// The shim tells something.
+    Shim(Event),
+    /// The shim is gone.
+    ShimGone,
+    /// A deed ended.
+    Done {
+        /// Its key.
+        key: String,
+        /// What became of it.
+        outcome: Result<Outcome, StepError>,
+    },
+    /// A health check ended.
+    Probe(probe::Probed),
+    /// Somebody wants something else.
+    Order(Box<Order>, oneshot::Sender<Result<Taken, Refusal>>),
+    /// Somebody changed firewall rules.
+    RulesTouched,
+    /// End; containers go on.
+    End,
+}
+
+/// What a deed brought.
+pub enum Outcome {
+    /// An image.
+    Pulled(Box<coracle_runtime::image::Image>),
+    /// A start.
+    Started(Started),
+    /// Nothing to remember.
+    Done,
+}
+
+/// A deed under way.
+struct Running {
+    action: Action,
+    cancel: Arc<AtomicBool>,
+    progress: Arc<Mutex<Option<Progress>>>,
+}
+
+/// A container on disk.
+struct Known {
+    identity: Identity,
+    record: Record,
+    /// It ended with 0 before this boot and is not to be run again.
+    completed: bool,
+}
+
+/// The agent's state. One thread owns it.
+pub struct Engine {
+    context: Context,
+    shim_pid: i32,
+    target: Target,
+    images: BTreeMap<String, KnownImage>,
+    stale: BTreeSet<String>,
+    containers: BTreeMap<String, Known>,
+    /// As the shim told last.
+    shim: BTreeMap<String, ContainerStatus>,
+    networks: BTreeMap<String, LiveNetwork>,
+    volumes: BTreeSet<(String, String)>,
+    rules: BTreeMap<String, String>,
+    rules_repaired: u64,
+    failures: BTreeMap<String, (Failed, crate::exit::Code)>,
+    running: BTreeMap<String, Running>,
+    running_sender: watch::Sender<BTreeSet<String>>,
+    names: names::Servers,
+    probes: BTreeMap<String, probe::Handle>,
+    execs: Rc<RefCell<probe::Execs>>,
+    log_sender: watch::Sender<u64>,
+    status: watch::Sender<Rc<Status>>,
+    order: u64,
+    sender: mpsc::Sender<Message>,
+}
+
+/// What others hold of the engine.
+#[derive(Clone)]
+pub struct Handle {
+    /// For orders.
+    pub sender: mpsc::Sender<Message>,
+    /// Newest snapshot.
+    pub status: watch::Receiver<Rc<Status>>,
+    /// Changes when some container wrote.
+    pub logs: watch::Receiver<u64>,
+    /// Images.
+    pub store: Store,
+    /// Folders.
+    pub paths: Rc<Paths>,
+    /// The shim, replaced when it was lost.
+    pub client: Rc<RefCell<Client>>,
+}
+
+impl Handle {
+    /// Gives an order and waits until it was taken.
+    ///
+    /// # Errors
+    /// Why it was not taken.
+    pub async fn order(&self, order: Order) -> Result<Taken, Refusal> {
+        let (sender, receiver) = oneshot::channel();
+        let ended = || Refusal::new(crate::exit::Code::Internal, "the agent ends");
+        self.sender.send(Message::Order(Box::new(order), sender)).await.map_err(|_| ended())?;
+        receiver.await.map_err(|_| ended())?
+    }
+}
+
+/// The loop's state beside the engine's.
+pub struct Loop {
+    engine: Engine,
+    receiver: mpsc::Receiver<Message>,
+    client: Rc<RefCell<Client>>,
+}
+
+impl Loop {
+    /// Connects to the shim (starting it when there is none), and reads what is on disk.
+    ///
+    /// # Errors
+    /// When the folders cannot be used or no shim can be had.
+    pub async fn new(paths: Paths) -> anyhow::Result<(Self, Handle)> {
+        use anyhow::Context as _;
+        paths.make().with_context(|| format!("using {} and {}", paths.data.display(), paths.run.display()))?;
+        paths.empty_staging().context("emptying the staging folder")?;
+        let store = Store::open(&paths.data.join("images"))?;
+        let mut target = Target::load(&paths.target()).context("reading the target")?;
+        if observe::is_new_boot(&paths) && target.forget_stops_of_always() {
+            target.save(&paths.target()).context("writing the target")?;
+        }
+        observe::remember_boot(&paths)?;
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        let connection = shim::connect(&paths).await?;
+        shim::forward(connection.events, sender.clone());
+        let paths = Rc::new(paths);
+        let (running_sender, running) = watch::channel(BTreeSet::new());
+        let (status_sender, status) = watch::channel(Rc::new(Status::default()));
+        let (log_sender, logs) = watch::channel(0);
+        let client = Rc::new(RefCell::new(connection.client.clone()));
+        let context =
+            Context { paths: Rc::clone(&paths), store: store.clone(), client: connection.client, running };
+        let mut engine = Engine {
+            context,
+            shim_pid: connection.shim_pid,
+            target,
+            images: BTreeMap::new(),
+            stale: BTreeSet::new(),
+            containers: BTreeMap::new(),
+            shim: BTreeMap::new(),
+            networks: BTreeMap::new(),
+            volumes: BTreeSet::new(),
+            rules: BTreeMap::new(),
+            rules_repaired: 0,
+            failures: BTreeMap::new(),
+            running: BTreeMap::new(),
+            running_sender,
+            names: names::Servers::default(),
+            probes: BTreeMap::new(),
+            execs: Rc::default(),
+            log_sender,
+            status: status_sender,
+            order: 0,
+            sender: sender.clone(),
+        };
+        engine.read_disk()?;
+        let handle = Handle { sender, status, logs, store, paths, client: Rc::clone(&client) };
+        Ok((Self { engine, receiver, client }, handle))
+    }
+
+    /// Runs until it is told to end. Containers go on.
+    ///
+    /// # Errors
+    /// When no shim can be had any more.
+    pub async fn run(mut self) -> anyhow::Result<()> {
+        let mut look = true;
+        loop {
+            if look {
+                self.engine.look_at_shim().await;
+            }
+            let plan = self.engine.turn();
+            let wake = async {
+                let pulls = self.engine.running.values().any(|it| matches!(it.action, Action::Pull { .. }));
+                let pause = plan.wake.map(|until| until.saturating_sub(boot_now()));
+                match (pause, pulls) {
+                    (Some(pause), true) => tokio::time::sleep(pause.min(PROGRESS_PAUSE)).await,
+                    (Some(pause), false) => tokio::time::sleep(pause).await,
+                    (None, true) => tokio::time::sleep(PROGRESS_PAUSE).await,
+                    (None, false) => std::future::pending().await,
+                }
+            };
+            let message = tokio::select! {
+                message = self.receiver.recv() => message,
+                () = wake => { look = false; continue }
+            };
+            look = false;
+            let Some(mut message) = message else { return Ok(()) };
+            // Everything that waits is taken before the next plan.
+            loop {
+                match message {
+                    Message::End => return Ok(()),
+                    Message::ShimGone => {
+                        self.reconnect().await?;
+                        look = true;
+                    }
+                    message => look |= self.engine.take(message),
+                }
+                match self.receiver.try_recv() {
+                    Ok(next) => message = next,
+                    Err(_) => break,
+                }
+            }
+        }
+    }
+
+    async fn reconnect(&mut self) -> anyhow::Result<()> {
+        tracing::warn!("the shim is gone; starting another");
+        let connection = shim::connect(&self.engine.context.paths).await?;
+        shim::forward(connection.events, self.engine.sender.clone());
+        *self.client.borrow_mut() = connection.client.clone();
+        self.engine.context.client = connection.client;
+        self.engine.shim_pid = connection.shim_pid;
+        self.engine.stop_probes();
+        Ok(())
+    }
+}
+
+impl Engine {
+    /// Plans, does what is ready, tells the new status.
+    fn turn(&mut self) -> Plan {
+        let current = self.current();
+        let plan = plan::plan(&current, &self.target, boot_now());
+        for step in plan.steps.iter().filter(|step| step.is_ready()) {
+            self.launch(&step.action, &current, &step.why);
+        }
+        self.cancel_unwanted(&plan);
+        self.update_names();
+        self.update_probes();
+        self.publish(&plan, &current);
+        plan
+    }
+
+    /// Takes one message; true when the shim must be looked at.
+    fn take(&mut self, message: Message) -> bool {
+        match message {
+            Message::Shim(Event::ExecEnded { exec, exit, timed_out, output }) => {
+                self.execs.borrow_mut().ended(exec, probe::End { code: exit.code, timed_out, output });
+                false
+            }
+            Message::Shim(Event::LogGrew { .. }) => {
+                self.log_sender.send_modify(|count| *count += 1);
+                false
+            }
+            Message::Shim(Event::Ended { .. } | Event::Lost) => {
+                self.log_sender.send_modify(|count| *count += 1);
+                true
+            }
+            Message::Done { key, outcome } => self.done(&key, outcome),
+            Message::Probe(probed) => {
+                self.probed(&probed);
+                false
+            }
+            Message::Order(order, answer) => {
+                let taken = self.take_order(*order);
+                // Whoever asked may be gone.
+                let _ = answer.send(taken);
+                false
+            }
+            Message::RulesTouched => {
+                self.check_rules();
+                false
+            }
+            Message::ShimGone | Message::End => true,
+        }
+    }
+
+    fn done(&mut self, key: &str, outcome: Result<Outcome, StepError>) -> bool {
+        let Some(running) = self.running.remove(key) else { return false };
+        match outcome {
+            Ok(outcome) => {
+                self.failures.remove(key);
+                self.note_success(&running.action, outcome);
+            }
+            Err(error) => self.note_failure(key, &running, &error),
+        }
+        matches!(running.action, Action::Start { .. } | Action::Stop { .. } | Action::Remove { .. })
+    }
+
+    fn note_success(&mut self, action: &Action, outcome: Outcome) {
+        let paths = Rc::clone(&self.context.paths);
+        match (action, outcome) {
+            (Action::Pull { image, .. }, Outcome::Pulled(pulled)) => {
+                tracing::info!(%image, digest = %pulled.digest, "pulled");
+                self.stale.remove(image);
+                self.images.insert(image.clone(), KnownImage { digest: pulled.digest, config: pulled.config });
+            }
+            (Action::MakeNetwork { bridge, project, network, range, gateway, internal, definition }, _) => {
+                let live = LiveNetwork {
+                    project: project.clone(),
+                    name: network.clone(),
+                    range: *range,
+                    gateway: *gateway,
+                    definition: definition.clone(),
+                    internal: *internal,
+                };
+                self.networks.insert(bridge.clone(), live);
+            }
+            (Action::RemoveNetwork { bridge, .. }, _) => drop(self.networks.remove(bridge)),
+            (Action::MakeVolume { project, volume }, _) => {
+                self.volumes.insert((project.clone(), volume.clone()));
+            }
+            (Action::RemoveVolumes { project }, _) => {
+                self.volumes.retain(|(of, _)| of != project);
+                self.target.purge.remove(project);
+                self.save_target();
+            }
+            (Action::ApplyRules { project, rules }, _) => {
+                self.rules.insert(project.clone(), rules.clone());
+                observe::remember_rules(&paths, &self.rules);
+            }
+            (Action::RemoveRules { project }, _) => {
+                self.rules.remove(project);
+                observe::remember_rules(&paths, &self.rules);
+            }
+            (Action::Start { container, .. }, Outcome::Started(started)) => {
+                self.note_started(container, &started);
+            }
+            (Action::Remove { container }, _) => {
+                self.containers.remove(container);
+                self.shim.remove(container);
+            }
+            (Action::RemoveImages { .. }, _) => self.read_images(),
+            _ => {}
+        }
+    }
+
+    fn note_started(&mut self, id: &str, started: &Started) {
+        match started {
+            Started::Running { pid } => tracing::info!(container = %id, pid, "started"),
+            Started::NotRunnable { code, reason } => {
+                tracing::warn!(container = %id, code, reason, "cannot be run");
+                if let Some(known) = self.containers.get_mut(id) {
+                    known.record.note_not_runnable(*code, reason, boot_now(), unix_now());
+                }
+                self.save_record(id);
+            }
+        }
+    }
+
+    fn note_failure(&mut self, key: &str, running: &Running, error: &StepError) {
+        if running.cancel.load(Ordering::Relaxed) {
+            return;
+        }
+        let reason = chain(error);
+        tracing::warn!(step = key, reason, "failed");
+        let count = self.failures.get(key).map_or(0, |(failed, _)| failed.count).saturating_add(1);
+        let transient = error.is_transient();
+        let pause = if transient {
+            FIRST_PAUSE.saturating_mul(2_u32.saturating_pow((count - 1).min(10))).min(LONGEST_PAUSE)
+        } else {
+            STUCK_PAUSE
+        };
+        let failed = Failed { reason, count, until: boot_now() + pause, transient };
+        self.failures.insert(key.to_owned(), (failed, error.exit_code()));
+    }
+
+    fn save_target(&self) {
+        // A disk that takes no write now takes one later; what is wanted is in memory until then.
+        if let Err(error) = self.target.save(&self.context.paths.target()) {
+            tracing::error!(%error, "the target could not be written");
+        }
+    }
+
+    fn current(&self) -> Current {
+        Current {
+            images: self.images.clone(),
+            stale: self.stale.clone(),
+            containers: self.observed(),
+            networks: self.networks.clone(),
+            foreign: crate::execute::ranges_of_others().unwrap_or_default(),
+            volumes: self.volumes.clone(),
+            rules: self.rules.clone(),
+            failures: self.failures.iter().map(|(key, (failed, _))| (key.clone(), failed.clone())).collect(),
+        }
+    }
+}
+
+impl Running {
+    fn bytes(&self) -> Option<(u64, u64)> {
+        let progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        progress.as_ref().map(|progress| (progress.done, progress.total))
+    }
+}
+
+/// An error and its causes in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let text = cause.to_string();
+        if !line.contains(&text) {
+            line = format!("{line}: {text}");
+        }
+        source = cause.source();
+    }
+    line
+}

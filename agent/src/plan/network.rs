@@ -1,0 +1,249 @@
+//! Networks of a plan: which are there, which are made, and who has which address.
+
+use super::{Action, Wait};
+use crate::current::{Container, Current, LiveNetwork};
+use crate::target::Wanted;
+use coracle_compose::{Network, NetworkMode, Port, Protocol};
+use coracle_runtime::image::digest_of;
+use coracle_runtime::network::firewall;
+use coracle_runtime::network::subnet::{self, Range};
+use coracle_runtime::network::{INTERFACE_PREFIX, MAX_INTERFACE};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+
+/// Ports that a service without a wish gets: the dynamic range (RFC 6335 section 6).
+const DYNAMIC: (u16, u16) = (49152, 65535);
+
+pub(super) struct Networks<'a> {
+    current: &'a Current,
+    /// By bridge: there and right, or made by this plan.
+    live: BTreeMap<String, LiveNetwork>,
+    makes: Vec<(String, Action, String, Vec<Wait>)>,
+    /// Bridges of this plan by project and name.
+    bridges: BTreeMap<(String, String), String>,
+    /// Addresses in use, those given by this plan too.
+    taken: BTreeMap<String, Vec<Ipv4Addr>>,
+    /// Host ports in use: protocol, port.
+    ports: BTreeSet<(Protocol, u16)>,
+}
+
+impl<'a> Networks<'a> {
+    pub fn new(current: &'a Current) -> Self {
+        Self {
+            current,
+            live: BTreeMap::new(),
+            makes: Vec::new(),
+            bridges: BTreeMap::new(),
+            taken: BTreeMap::new(),
+            ports: BTreeSet::new(),
+        }
+    }
+
+    /// Settles the networks that `services` of a project use.
+    pub fn wanted<'s>(&mut self, project: &str, wanted: &Wanted, services: impl Iterator<Item = &'s str>) {
+        let mut used: BTreeSet<&String> = BTreeSet::new();
+        for service in services {
+            if let NetworkMode::Networks(networks) = &wanted.project.services[service].network {
+                used.extend(networks.keys());
+            }
+        }
+        for name in used {
+            let definition = wanted.project.networks.get(name).cloned().unwrap_or_default();
+            self.want(project, name, &definition);
+        }
+    }
+
+    fn want(&mut self, project: &str, name: &str, network: &Network) {
+        let bridge = bridge(project, name);
+        let digest = digest_of(&serde_json::to_vec(network).unwrap_or_default());
+        self.bridges.insert((project.to_owned(), name.to_owned()), bridge.clone());
+        let old = self.current.networks.get(&bridge);
+        if let Some(live) = old.filter(|live| live.definition == digest) {
+            self.live.insert(bridge, live.clone());
+            return;
+        }
+        let Some((range, gateway)) = self.range(project, name, network) else { return };
+        let live = LiveNetwork {
+            project: project.to_owned(),
+            name: name.to_owned(),
+            range,
+            gateway,
+            definition: digest.clone(),
+            internal: network.internal,
+        };
+        self.live.insert(bridge.clone(), live);
+        let waits = old.map(|_| Wait::After(format!("remove network {project}/{name}")));
+        let why = if old.is_some() { "its definition changed" } else { "a service is on it" };
+        let action = Action::MakeNetwork {
+            bridge,
+            project: project.to_owned(),
+            network: name.to_owned(),
+            range,
+            gateway,
+            internal: network.internal,
+            definition: digest,
+        };
+        self.makes.push((project.to_owned(), action, why.to_owned(), waits.into_iter().collect()));
+    }
+
+    /// The file's range, else a free one; nothing when every range is taken.
+    fn range(&self, project: &str, name: &str, network: &Network) -> Option<(Range, Ipv4Addr)> {
+        for subnet in &network.subnets {
+            if let IpAddr::V4(address) = subnet.address {
+                let range = Range::new(address, subnet.prefix);
+                let gateway = match subnet.gateway {
+                    Some(IpAddr::V4(gateway)) => gateway,
+                    _ => range.gateway(),
+                };
+                return Some((range, gateway));
+            }
+        }
+        let mut taken = self.current.foreign.clone();
+        taken.extend(self.current.networks.values().map(|it| it.range));
+        taken.extend(self.live.values().map(|it| it.range));
+        let range = subnet::choose(&format!("{project}/{name}"), &taken)?;
+        Some((range, range.gateway()))
+    }
+
+    /// The steps that make a project's networks, once.
+    pub fn take_makes(&mut self, project: &str) -> Vec<(Action, String, Vec<Wait>)> {
+        let (mine, others): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.makes).into_iter().partition(|(of, ..)| of == project);
+        self.makes = others;
+        mine.into_iter().map(|(_, action, why, waits)| (action, why, waits)).collect()
+    }
+
+    /// A project's networks as the firewall sees them.
+    pub fn of_project(&self, project: &str) -> Vec<firewall::Network> {
+        let mine = self.live.iter().filter(|(_, live)| live.project == project);
+        mine.map(|(bridge, live)| firewall::Network {
+            bridge: bridge.clone(),
+            range: live.range,
+            internal: live.internal,
+        })
+        .collect()
+    }
+
+    pub fn any_wanted(&self, project: &str) -> bool {
+        self.live.values().any(|live| live.project == project)
+    }
+
+    /// Addresses of a service by network: the file's, those it has, else the lowest free ones.
+    pub fn addresses(
+        &mut self,
+        project: &str,
+        mode: &NetworkMode,
+        existing: Option<&Container>,
+    ) -> BTreeMap<String, Ipv4Addr> {
+        let NetworkMode::Networks(attached) = mode else { return BTreeMap::new() };
+        let mut addresses = BTreeMap::new();
+        for (name, attachment) in attached {
+            let Some(bridge) = self.bridges.get(&(project.to_owned(), name.clone())) else { continue };
+            let Some(live) = self.live.get(bridge) else { continue };
+            let held = existing.and_then(|it| it.addresses.get(name)).copied();
+            let held = held.filter(|address| live.range.contains(*address));
+            let taken = self.taken.entry(bridge.clone()).or_insert_with(|| {
+                let others = self.current.containers.values().filter(|it| it.identity.project == project);
+                let mut taken: Vec<Ipv4Addr> = others.filter_map(|it| it.addresses.get(name)).copied().collect();
+                taken.push(live.gateway);
+                taken
+            });
+            let address = attachment.ipv4_address.or(held).or_else(|| subnet::free_address(&live.range, taken));
+            if let Some(address) = address {
+                taken.push(address);
+                addresses.insert(name.clone(), address);
+            }
+        }
+        addresses
+    }
+
+    /// Published ports of all services that have an address.
+    pub fn published(
+        &mut self,
+        wanted: &Wanted,
+        addresses: &BTreeMap<&str, BTreeMap<String, Ipv4Addr>>,
+    ) -> Vec<firewall::Published> {
+        let services = &wanted.project.services;
+        let fixed = |port: &Port| port.host.filter(|(first, last)| first == last).map(|(first, _)| first);
+        for port in services.values().flat_map(|service| &service.ports) {
+            self.ports.extend(fixed(port).map(|host| (port.protocol, host)));
+        }
+        let mut published = Vec::new();
+        for (name, addresses) in addresses {
+            let service = &services[*name];
+            let Some(address) = first_address(&service.network, addresses) else { continue };
+            for port in &service.ports {
+                let host = fixed(port).or_else(|| self.free_port(port));
+                published.extend(host.map(|host| firewall::Published {
+                    host_ip: port.host_ip,
+                    host,
+                    udp: port.protocol == Protocol::Udp,
+                    address,
+                    container: port.container,
+                }));
+            }
+        }
+        published
+    }
+
+    fn free_port(&mut self, port: &Port) -> Option<u16> {
+        let (first, last) = port.host.unwrap_or(DYNAMIC);
+        let free = (first..=last).find(|host| !self.ports.contains(&(port.protocol, *host)))?;
+        self.ports.insert((port.protocol, free));
+        Some(free)
+    }
+
+    /// Networks that must be made before a service on them starts.
+    pub fn waits(&self, project: &str, mode: &NetworkMode) -> Vec<Wait> {
+        let NetworkMode::Networks(attached) = mode else { return Vec::new() };
+        let missing = attached.keys().filter(|name| {
+            let bridge = bridge(project, name);
+            match (self.live.get(&bridge), self.current.networks.get(&bridge)) {
+                (Some(wanted), Some(there)) => wanted != there,
+                _ => true,
+            }
+        });
+        missing.map(|name| Wait::After(format!("make network {project}/{name}"))).collect()
+    }
+
+    /// Networks that go, and the containers that must be gone before.
+    pub fn removals(&self) -> Vec<(Action, &'static str, Vec<String>)> {
+        let gone = self.current.networks.iter().filter(|(bridge, live)| {
+            self.live.get(*bridge).is_none_or(|wanted| wanted.definition != live.definition)
+        });
+        gone.map(|(bridge, live)| {
+            let attached =
+                self.current.containers.iter().filter(|(_, it)| {
+                    it.identity.project == live.project && it.addresses.contains_key(&live.name)
+                });
+            let action = Action::RemoveNetwork {
+                bridge: bridge.clone(),
+                project: live.project.clone(),
+                network: live.name.clone(),
+            };
+            let why =
+                if self.live.contains_key(bridge) { "its definition changed" } else { "no service is on it" };
+            (action, why, attached.map(|(id, _)| id.clone()).collect())
+        })
+        .collect()
+    }
+}
+
+/// The address that ports are published on: that of the network with the highest priority, else the first.
+pub(crate) fn first_address(mode: &NetworkMode, addresses: &BTreeMap<String, Ipv4Addr>) -> Option<Ipv4Addr> {
+    first_network(mode).and_then(|name| addresses.get(name)).copied()
+}
+
+/// The network with the highest priority, else the first by name.
+pub(crate) fn first_network(mode: &NetworkMode) -> Option<&String> {
+    let NetworkMode::Networks(attached) = mode else { return None };
+    let best = attached.iter().min_by_key(|(name, attachment)| (-i64::from(attachment.priority), *name));
+    best.map(|(name, _)| name)
+}
+
+/// Name of a network's bridge: the prefix and as much of a digest as an interface name holds.
+pub(crate) fn bridge(project: &str, network: &str) -> String {
+    let digest = digest_of(format!("{project}/{network}").as_bytes());
+    let digits = MAX_INTERFACE - INTERFACE_PREFIX.len() - 1;
+    format!("{INTERFACE_PREFIX}-{}", &digest["sha256:".len()..][..digits])
+}

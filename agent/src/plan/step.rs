@@ -1,0 +1,229 @@
+//! Steps as data: what is done, why, and what it waits for.
+
+use crate::current::Moment;
+use coracle_runtime::network::subnet::Range;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::Ipv4Addr;
+
+/// One deed, so exact that its executor has nothing to choose.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Action {
+    /// Fetch an image.
+    Pull {
+        /// Full reference.
+        image: String,
+        /// The project whose registry settings count.
+        project: String,
+    },
+    /// Make a bridge and answer names on it.
+    MakeNetwork {
+        /// Its name on the host.
+        bridge: String,
+        /// Project.
+        project: String,
+        /// Name in the project.
+        network: String,
+        /// Its range.
+        range: Range,
+        /// The bridge's address.
+        gateway: Ipv4Addr,
+        /// No way out.
+        internal: bool,
+        /// Digest of its definition.
+        definition: String,
+    },
+    /// Remove a bridge.
+    RemoveNetwork {
+        /// Its name on the host.
+        bridge: String,
+        /// Project.
+        project: String,
+        /// Name in the project.
+        network: String,
+    },
+    /// Make a named volume.
+    MakeVolume {
+        /// Project.
+        project: String,
+        /// Name in the project.
+        volume: String,
+    },
+    /// Remove all volumes of a project.
+    RemoveVolumes {
+        /// Project.
+        project: String,
+    },
+    /// Put a project's rule set in force.
+    ApplyRules {
+        /// Project.
+        project: String,
+        /// Text for nft(8).
+        rules: String,
+    },
+    /// Remove a project's rule set.
+    RemoveRules {
+        /// Project.
+        project: String,
+    },
+    /// Ask a container to end, and kill it after its grace time.
+    Stop {
+        /// Container id.
+        container: String,
+    },
+    /// Remove an ended container with its writable layer.
+    Remove {
+        /// Container id.
+        container: String,
+    },
+    /// Start a container; a new one is made first.
+    Start {
+        /// Container id.
+        container: String,
+        /// Project.
+        project: String,
+        /// Service.
+        service: String,
+        /// Addresses by network.
+        addresses: BTreeMap<String, Ipv4Addr>,
+        /// The order that this answers ([`crate::target::Round::restart`]).
+        round: u64,
+        /// By the restart policy, not by order.
+        again: bool,
+    },
+    /// Remove images that nothing wants.
+    RemoveImages {
+        /// Digests of the images that stay.
+        keep: Vec<String>,
+    },
+}
+
+/// What a step waits for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Wait {
+    /// Another step of the plan, by [`Action::key`].
+    After(String),
+    /// A service that it depends on.
+    Dependency {
+        /// The service.
+        service: String,
+        /// What is missing, one line.
+        missing: String,
+        /// It will not come by itself.
+        stuck: bool,
+    },
+    /// The pause after a failure or an end.
+    Pause {
+        /// Until when, by the boot clock.
+        until: Moment,
+        /// Why, one line.
+        reason: String,
+        /// It failed in a way that trying again does not mend.
+        stuck: bool,
+    },
+}
+
+/// One step of a plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    /// What.
+    pub action: Action,
+    /// Why it is there.
+    pub why: String,
+    /// What it waits for; nothing: it can be done now.
+    pub waits: Vec<Wait>,
+}
+
+impl Step {
+    /// It can be done now.
+    pub fn is_ready(&self) -> bool {
+        self.waits.is_empty()
+    }
+
+    /// It waits for something that will not come by itself.
+    pub fn is_stuck(&self) -> bool {
+        self.waits.iter().any(|wait| match wait {
+            Wait::Dependency { stuck, .. } | Wait::Pause { stuck, .. } => *stuck,
+            Wait::After(_) => false,
+        })
+    }
+}
+
+impl Action {
+    /// Names the deed: two steps of one key are never under way at once, and failures are counted by it.
+    pub fn key(&self) -> String {
+        match self {
+            Self::Pull { image, .. } => format!("pull {image}"),
+            Self::MakeNetwork { project, network, .. } => format!("make network {project}/{network}"),
+            Self::RemoveNetwork { project, network, .. } => format!("remove network {project}/{network}"),
+            Self::MakeVolume { project, volume } => format!("make volume {project}/{volume}"),
+            Self::RemoveVolumes { project } => format!("remove volumes of {project}"),
+            Self::ApplyRules { project, .. } | Self::RemoveRules { project } => format!("rules of {project}"),
+            Self::Stop { container } => format!("stop {container}"),
+            Self::Remove { container } => format!("remove {container}"),
+            Self::Start { container, .. } => format!("start {container}"),
+            Self::RemoveImages { .. } => "remove unused images".to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::MakeNetwork { range, internal, .. } => {
+                write!(f, "{} {range}{}", self.key(), if *internal { " internal" } else { "" })
+            }
+            Self::Start { addresses, .. } => {
+                f.write_str(&self.key())?;
+                addresses.iter().try_for_each(|(network, address)| write!(f, " {network}={address}"))
+            }
+            Self::ApplyRules { .. } => write!(f, "apply {}", self.key()),
+            Self::RemoveRules { .. } => write!(f, "remove {}", self.key()),
+            _ => f.write_str(&self.key()),
+        }
+    }
+}
+
+impl fmt::Display for Wait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::After(key) => write!(f, "after: {key}"),
+            Self::Dependency { service, missing, .. } => write!(f, "waits for {service}: {missing}"),
+            Self::Pause { reason, .. } => f.write_str(reason),
+        }
+    }
+}
+
+impl Step {
+    /// A start by the restart policy.
+    pub fn is_another_try(&self) -> bool {
+        matches!(self.action, Action::Start { again: true, .. })
+    }
+
+    /// True when the step belongs to a project.
+    pub fn concerns(&self, name: &str) -> bool {
+        self.action.concerns(name)
+    }
+}
+
+impl Action {
+    fn concerns(&self, name: &str) -> bool {
+        match self {
+            Self::Pull { project, .. }
+            | Self::MakeNetwork { project, .. }
+            | Self::RemoveNetwork { project, .. }
+            | Self::MakeVolume { project, .. }
+            | Self::RemoveVolumes { project }
+            | Self::ApplyRules { project, .. }
+            | Self::RemoveRules { project }
+            | Self::Start { project, .. } => project == name,
+            Self::Stop { container } | Self::Remove { container } => {
+                container.strip_prefix(name).is_some_and(|rest| rest.starts_with('-'))
+            }
+            Self::RemoveImages { .. } => false,
+        }
+    }
+}

@@ -1,0 +1,304 @@
+//! One device in namespaces of its own.
+
+use crate::image::Image;
+use anyhow::{Context, bail, ensure};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+/// Longest wait for something that takes milliseconds on an idle machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Longest time for one command.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// Where the registry listens, in the board's own network.
+pub const REGISTRY: &str = "127.0.0.1:5000";
+
+/// Why this machine cannot run a test that needs root and some tools.
+pub fn missing(tools: &[&str]) -> Option<String> {
+    if !nix::unistd::geteuid().is_root() {
+        return Some("needs root".to_owned());
+    }
+    let found = |tool: &&&str| {
+        ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].iter().any(|folder| Path::new(folder).join(tool).exists())
+    };
+    tools.iter().find(|tool| !found(tool)).map(|tool| format!("needs {tool}"))
+}
+
+/// The `coracle` program, built when it is not.
+pub fn coracle() -> PathBuf {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM
+        .get_or_init(|| {
+            let mut folder = std::env::current_exe().expect("a test has a program");
+            folder.pop();
+            if folder.ends_with("deps") {
+                folder.pop();
+            }
+            let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+            let mut build = Command::new(cargo);
+            build.args(["build", "--locked", "-p", "coracle"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+            // Build scripts that look at these would run again for every test.
+            for (name, _) in std::env::vars_os() {
+                let name = name.to_string_lossy();
+                if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
+                    build.env_remove(&*name);
+                }
+            }
+            if folder.ends_with("release") {
+                build.arg("--release");
+            }
+            assert!(build.status().is_ok_and(|status| status.success()), "coracle does not build");
+            folder.join("coracle")
+        })
+        .clone()
+}
+
+/// A device: its folders, and the processes that the test started.
+pub struct Board {
+    folder: tempfile::TempDir,
+    registry: Option<Child>,
+}
+
+impl Board {
+    /// Moves this thread into namespaces of its own and makes the folders.
+    ///
+    /// # Errors
+    /// When the kernel does not let us.
+    pub fn new() -> anyhow::Result<Self> {
+        coracle();
+        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).context("making namespaces")?;
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(None::<&str>, "/", None::<&str>, private, None::<&str>).context("separating mounts")?;
+        run(Command::new("ip").args(["link", "set", "lo", "up"]))?;
+        // /sys shows the network namespace that it was mounted in.
+        let folder = tempfile::Builder::new().prefix("coracle-").tempdir()?;
+        let run_folder = folder.path().join("run");
+        std::fs::create_dir(&run_folder)?;
+        mount(Some("tmpfs"), &run_folder, Some("tmpfs"), MsFlags::empty(), None::<&str>)
+            .context("mounting tmpfs")?;
+        Ok(Self { folder, registry: None })
+    }
+
+    /// The board's own folder.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The agent's data folder.
+    pub fn data(&self) -> PathBuf {
+        self.path().join("data")
+    }
+
+    /// The agent's run folder.
+    pub fn run_folder(&self) -> PathBuf {
+        self.path().join("run")
+    }
+
+    /// Starts Debian's registry, with extra lines in its configuration.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start_registry(&mut self, extra: &str) -> anyhow::Result<()> {
+        let config = self.path().join("registry.yml");
+        let storage = self.path().join("registry");
+        let text = format!(
+            "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\nstorage: {{filesystem: {{rootdirectory: {}}}, delete: {{enabled: true}}}}\nhttp: {{addr: \"{REGISTRY}\"}}\n{extra}",
+            storage.display()
+        );
+        std::fs::write(&config, text)?;
+        let log = std::fs::File::create(self.path().join("registry.log"))?;
+        let child = Command::new("docker-registry")
+            .arg("serve")
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("starting docker-registry")?;
+        self.registry = Some(child);
+        wait_for("the registry", || Ok(TcpStream::connect(REGISTRY).is_ok()))
+    }
+
+    /// Puts an image into the registry; its full name.
+    ///
+    /// # Errors
+    /// When the registry does not take it.
+    pub fn push(&self, image: &Image, name: &str) -> anyhow::Result<String> {
+        let layout = tempfile::tempdir_in(self.path())?;
+        image.write(layout.path())?;
+        let target = format!("{REGISTRY}/{name}");
+        run(Command::new("skopeo")
+            .args(["copy", "--quiet", "--dest-tls-verify=false"])
+            .arg(format!("oci:{}", layout.path().display()))
+            .arg(format!("docker://{target}")))?;
+        Ok(target)
+    }
+
+    /// Writes a compose file into the project folder.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn compose(&self, text: &str) -> anyhow::Result<()> {
+        let folder = self.path().join("demo");
+        std::fs::create_dir_all(&folder)?;
+        Ok(std::fs::write(folder.join("compose.yaml"), text)?)
+    }
+
+    /// A command line of this board, in its project folder.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        // A command that hangs is killed, and fails the test.
+        let mut command = Command::new("timeout");
+        command.arg("--kill-after=5").arg(LONGEST.as_secs().to_string()).arg(coracle());
+        let (name, rest) = arguments.split_first().expect("a command");
+        command.arg(name).arg("--data").arg(self.data()).arg("--run").arg(self.run_folder());
+        if matches!(*name, "up" | "plan" | "pull") {
+            command.args(["--plain-http", REGISTRY]);
+        }
+        let folder = self.path().join("demo");
+        command.args(rest).current_dir(if folder.exists() { folder } else { self.path().to_owned() });
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a command to its end.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn output(&self, arguments: &[&str]) -> anyhow::Result<Output> {
+        self.command(arguments).output().context("running coracle")
+    }
+
+    /// Runs a command that must succeed; what it printed.
+    ///
+    /// # Errors
+    /// When it fails, with everything that helps to see why.
+    pub fn coracle(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let output = self.output(arguments)?;
+        if output.status.success() {
+            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        }
+        bail!(
+            "coracle {}: {}\n{}{}\nagent: {}\nshim: {}",
+            arguments.join(" "),
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr),
+            self.log("agent.log"),
+            self.log("shim.log")
+        )
+    }
+
+    /// Runs a command that must fail; its exit code and what it said.
+    ///
+    /// # Errors
+    /// When it succeeds.
+    pub fn refused(&self, arguments: &[&str]) -> anyhow::Result<(i32, String)> {
+        let output = self.output(arguments)?;
+        ensure!(!output.status.success(), "coracle {} succeeded", arguments.join(" "));
+        Ok((output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stderr).into_owned()))
+    }
+
+    /// A service's status as `ps --json` tells it.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn service(&self, name: &str) -> anyhow::Result<serde_json::Value> {
+        let text = self.coracle(&["ps", "--json"])?;
+        let document: serde_json::Value = serde_json::from_str(&text)?;
+        let service = document["services"].get(name).with_context(|| format!("no service {name} in {text}"))?;
+        Ok(service.clone())
+    }
+
+    /// Waits until a service's field has a value.
+    ///
+    /// # Errors
+    /// When it never has.
+    pub fn wait_for_service(&self, name: &str, field: &str, value: serde_json::Value) -> anyhow::Result<()> {
+        wait_for(&format!("{name}.{field} = {value}"), || Ok(self.service(name)?[field] == value))
+    }
+
+    /// A file of the run folder, for messages.
+    pub fn log(&self, name: &str) -> String {
+        std::fs::read_to_string(self.run_folder().join(name)).unwrap_or_default()
+    }
+
+    /// The agent's process id.
+    ///
+    /// # Errors
+    /// When none answers.
+    pub fn agent_pid(&self) -> anyhow::Result<i32> {
+        let text = self.coracle(&["inspect"])?;
+        let document: serde_json::Value = serde_json::from_str(&text)?;
+        document["agent"]["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).context("no agent")
+    }
+}
+
+impl Drop for Board {
+    /// Ends everything that was started, also when the test failed.
+    fn drop(&mut self) {
+        let end = |arguments: &[&str]| {
+            let mut command = self.command(arguments);
+            let _ = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
+        };
+        for project in ["demo", "other"] {
+            end(&["down", "-p", project]);
+        }
+        end(&["shutdown"]);
+        if let Some(registry) = &mut self.registry {
+            let _ = registry.kill();
+            let _ = registry.wait();
+        }
+        let _ = nix::mount::umount(&self.run_folder());
+    }
+}
+
+/// What a web server answers.
+///
+/// # Errors
+/// When it does not.
+pub fn http(host: &str, path: &str) -> anyhow::Result<String> {
+    use std::io::{Read, Write};
+    let mut stream = TcpStream::connect(host)?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: {host}\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// Runs a command that must succeed.
+///
+/// # Errors
+/// With what it said.
+pub fn run(command: &mut Command) -> anyhow::Result<String> {
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("running {command:?}"))?;
+    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Looks until something holds.
+///
+/// # Errors
+/// When it never does.
+pub fn wait_for(what: &str, mut holds: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+    let start = Instant::now();
+    let mut last = None;
+    while start.elapsed() < PATIENCE {
+        match holds() {
+            Ok(true) => return Ok(()),
+            Ok(false) => {}
+            Err(error) => last = Some(error),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    match last {
+        Some(error) => Err(error.context(format!("waiting for {what}"))),
+        None => bail!("waited in vain for {what}"),
+    }
+}

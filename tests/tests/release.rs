@@ -1,0 +1,111 @@
+//! A compose release on one board, from a real registry.
+
+use anyhow::ensure;
+use coracle_tests::board::{Board, http, run, wait_for};
+use coracle_tests::image::Image;
+use coracle_tests::needs;
+use serde_json::json;
+use std::process::Command;
+
+const TWO: &str = r#"
+services:
+  web:
+    image: 127.0.0.1:5000/app:1
+    stop_grace_period: 0s
+    command: sh -c 'mkdir -p /www; echo it is web > /www/index.html; echo serving; exec httpd -f -p 80 -h /www'
+    ports: ["8080:80"]
+    volumes: ["kept:/kept"]
+  client:
+    image: 127.0.0.1:5000/app:1
+    stop_grace_period: 0s
+    command: sh -c 'wget -qO- http://web/ && exec sleep 1000'
+    depends_on: [web]
+volumes: {kept: {}}
+"#;
+
+/// A board with the image in its registry and the project up.
+fn up(project: &str) -> anyhow::Result<Board> {
+    let mut board = Board::new()?;
+    board.start_registry("")?;
+    board.push(&Image::busybox()?, "app:1")?;
+    board.compose(project)?;
+    board.coracle(&["up", "-d"])?;
+    Ok(board)
+}
+
+#[test]
+fn a_release_is_pulled_started_reached_and_taken_down_without_a_trace() -> anyhow::Result<()> {
+    needs!("docker-registry", "skopeo", "nft", "busybox", "ip");
+    let board = up(TWO)?;
+    for service in ["web", "client"] {
+        assert_eq!(board.service(service)?["state"], "running");
+    }
+    wait_for("the published port", || Ok(http("127.0.0.1:8080", "/")?.contains("it is web")))?;
+    wait_for("the client's log", || Ok(board.coracle(&["logs", "client"])?.contains("client | it is web")))?;
+    assert_eq!(board.service("web")?["ports"], json!(["0.0.0.0:8080->80/tcp"]));
+
+    board.coracle(&["down"])?;
+    let links = run(Command::new("ip").args(["-o", "link"]))?;
+    ensure!(!links.contains("cor"), "interfaces are left: {links}");
+    let tables = run(Command::new("nft").args(["list", "tables"]))?;
+    ensure!(!tables.contains("coracle"), "rules are left: {tables}");
+    let left = |folder: &str| std::fs::read_dir(board.path().join(folder)).map_or(0, Iterator::count);
+    assert_eq!([left("data/containers"), left("run/containers"), left("run/files"), left("run/state")], [0; 4]);
+    // Named volumes outlive `down`, and go with `down -v`.
+    assert!(board.data().join("volumes/demo/kept").exists());
+    board.coracle(&["down", "-v"])?;
+    assert!(!board.data().join("volumes/demo").exists());
+    Ok(())
+}
+
+#[test]
+fn up_again_does_nothing_and_a_changed_file_changes_only_what_changed() -> anyhow::Result<()> {
+    needs!("docker-registry", "skopeo", "nft", "busybox", "ip");
+    let board = up(TWO)?;
+    let pids = |board: &Board| {
+        anyhow::Ok((board.service("web")?["pid"].clone(), board.service("client")?["pid"].clone()))
+    };
+    let before = pids(&board)?;
+    let output = board.output(&["up", "-d"])?;
+    assert!(String::from_utf8_lossy(&output.stderr).contains("demo: nothing to do"), "{output:?}");
+    assert_eq!(pids(&board)?, before);
+
+    board.compose(&TWO.replace("8080:80", "8081:80"))?;
+    board.coracle(&["up", "-d"])?;
+    assert_eq!(pids(&board)?, before, "a port is changed without a new container");
+    assert!(http("127.0.0.1:8081", "/")?.contains("it is web"));
+
+    board.compose(&TWO.replace("sleep 1000", "sleep 2000"))?;
+    board.coracle(&["up", "-d"])?;
+    let after = pids(&board)?;
+    assert_eq!(after.0, before.0);
+    assert_ne!(after.1, before.1);
+    Ok(())
+}
+
+#[test]
+fn containers_logs_and_exit_codes_outlive_a_killed_agent() -> anyhow::Result<()> {
+    needs!("docker-registry", "skopeo", "nft", "busybox", "ip");
+    let board = up(r#"
+services:
+  long: {image: "127.0.0.1:5000/app:1", stop_grace_period: 0s, command: sh -c 'i=0; while true; do echo line $$i; i=$$((i+1)); sleep 0.05; done'}
+  short: {image: "127.0.0.1:5000/app:1", stop_grace_period: 0s, command: sh -c 'sleep 2; echo last words; exit 7'}
+"#)?;
+    let pid = board.service("long")?["pid"].clone();
+    let agent = nix::unistd::Pid::from_raw(board.agent_pid()?);
+    nix::sys::signal::kill(agent, nix::sys::signal::Signal::SIGKILL)?;
+    std::thread::sleep(std::time::Duration::from_millis(2500));
+    board.coracle(&["up", "-d"])?;
+    assert_eq!(board.service("long")?["pid"], pid);
+    let logs = board.coracle(&["logs", "--no-log-prefix", "long"])?;
+    let lines: Vec<&str> = logs.lines().collect();
+    ensure!(lines.len() > 40, "{} lines", lines.len());
+    for (number, line) in lines.iter().enumerate() {
+        assert_eq!(*line, format!("line {number}"), "no line is lost");
+    }
+    let short = board.service("short")?;
+    // `up` starts what failed once more; its first end is remembered.
+    assert_eq!(short["exits"][0]["code"], 7);
+    assert!(board.coracle(&["logs", "short"])?.contains("last words"));
+    Ok(())
+}
