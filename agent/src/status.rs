@@ -2,7 +2,7 @@
 
 use crate::current::Health;
 use crate::engine::Exit;
-use crate::plan::{Action, Problem, Step, Wait};
+use crate::plan::{Problem, Step};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -126,31 +126,7 @@ impl Status {
     /// Steps that will not become ready by themselves, when a project has no others left.
     pub fn stuck<'a>(&'a self, project: &'a str) -> Option<Vec<&'a Step>> {
         let pending: Vec<&Step> = self.pending(project).collect();
-        let mut keys: Vec<String> =
-            pending.iter().filter(|step| step.is_stuck()).map(|step| step.action.key()).collect();
-        // What comes after a stuck step is stuck too.
-        loop {
-            let stuck_service = |name: &String| {
-                let of_service =
-                    |step: &&&Step| matches!(&step.action, Action::Start { service, .. } if service == name);
-                pending.iter().find(of_service).is_some_and(|step| keys.contains(&step.action.key()))
-            };
-            let comes_after = |wait: &Wait| match wait {
-                Wait::After(key) => keys.contains(key),
-                Wait::Dependency { service, .. } => stuck_service(service),
-                Wait::Pause { .. } => false,
-            };
-            let more: Vec<String> = pending
-                .iter()
-                .filter(|step| step.waits.iter().any(comes_after))
-                .map(|step| step.action.key())
-                .filter(|key| !keys.contains(key))
-                .collect();
-            if more.is_empty() {
-                break;
-            }
-            keys.extend(more);
-        }
+        let keys = crate::plan::stuck(&pending);
         let all = !pending.is_empty() && pending.iter().all(|step| keys.contains(&step.action.key()));
         all.then(|| pending.into_iter().filter(|step| step.is_stuck()).collect())
     }

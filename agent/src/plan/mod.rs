@@ -14,7 +14,7 @@ mod project;
 mod step;
 
 pub(crate) use network::{bridge, first_network};
-pub use step::{Action, Step, Wait};
+pub use step::{Action, Step, Wait, stuck};
 
 use crate::current::{Current, Moment};
 use crate::target::Target;

@@ -39,14 +39,25 @@ impl<'a> Networks<'a> {
         }
     }
 
-    /// Settles the networks that `services` of a project use.
-    pub fn wanted<'s>(&mut self, project: &str, wanted: &Wanted, services: impl Iterator<Item = &'s str>) {
+    /// Settles the networks that a project's services use. One that a container of `kept` is on stays as it is until
+    /// that container can be replaced.
+    pub fn wanted(&mut self, project: &str, wanted: &Wanted, kept: &BTreeSet<String>) {
+        for (bridge, live) in &self.current.networks {
+            let stays = |(id, it): (&String, &Container)| {
+                kept.contains(id) && it.identity.project == live.project && it.addresses.contains_key(&live.name)
+            };
+            if live.project == project && self.current.containers.iter().any(stays) {
+                self.bridges.insert((project.to_owned(), live.name.clone()), bridge.clone());
+                self.live.insert(bridge.clone(), live.clone());
+            }
+        }
         let mut used: BTreeSet<&String> = BTreeSet::new();
-        for service in services {
-            if let NetworkMode::Networks(networks) = &wanted.project.services[service].network {
+        for service in wanted.project.services.values() {
+            if let NetworkMode::Networks(networks) = &service.network {
                 used.extend(networks.keys());
             }
         }
+        used.retain(|name| !self.live.contains_key(&bridge(project, name)));
         for name in used {
             let definition = wanted.project.networks.get(name).cloned().unwrap_or_default();
             self.want(project, name, &definition);
@@ -128,26 +139,27 @@ impl<'a> Networks<'a> {
         self.live.values().any(|live| live.project == project)
     }
 
-    /// Addresses of a service by network: the file's, those it has, else the lowest free ones.
-    pub fn addresses(
-        &mut self,
-        project: &str,
-        mode: &NetworkMode,
-        existing: Option<&Container>,
-    ) -> BTreeMap<String, Ipv4Addr> {
+    /// Addresses of a service by network: the file's, those it had (a successor takes them over), else the lowest
+    /// free ones.
+    pub fn addresses(&mut self, project: &str, service: &str, mode: &NetworkMode) -> BTreeMap<String, Ipv4Addr> {
         let NetworkMode::Networks(attached) = mode else { return BTreeMap::new() };
         let mut addresses = BTreeMap::new();
         for (name, attachment) in attached {
             let Some(bridge) = self.bridges.get(&(project.to_owned(), name.clone())) else { continue };
             let Some(live) = self.live.get(bridge) else { continue };
-            let held = existing.and_then(|it| it.addresses.get(name)).copied();
-            let held = held.filter(|address| live.range.contains(*address));
+            let on_it = || {
+                let containers = self.current.containers.values();
+                containers
+                    .filter(|it| it.identity.project == project)
+                    .filter_map(|it| Some((it.identity.service.as_str(), *it.addresses.get(name)?)))
+            };
             let taken = self.taken.entry(bridge.clone()).or_insert_with(|| {
-                let others = self.current.containers.values().filter(|it| it.identity.project == project);
-                let mut taken: Vec<Ipv4Addr> = others.filter_map(|it| it.addresses.get(name)).copied().collect();
+                let mut taken: Vec<Ipv4Addr> = on_it().map(|(_, address)| address).collect();
                 taken.push(live.gateway);
                 taken
             });
+            let mut held = on_it().filter(|(of, address)| *of == service && live.range.contains(*address));
+            let held = held.next().map(|(_, address)| address);
             let address = attachment.ipv4_address.or(held).or_else(|| subnet::free_address(&live.range, taken));
             if let Some(address) = address {
                 taken.push(address);

@@ -86,14 +86,14 @@ impl<'a> Planner<'a> {
                 None => self.keep_all_of(name, service),
             }
         }
-        self.networks.wanted(name, wanted, order.iter().copied());
+        self.networks.wanted(name, wanted, &self.kept);
         let networks = self.networks.of_project(name);
         let addresses: BTreeMap<&str, _> = order
             .iter()
             .filter_map(|&service| {
                 let attached = &wanted.project.services[service].network;
                 match planned.get(service) {
-                    Some(it) => Some((service, self.networks.addresses(name, attached, it.existing))),
+                    Some(_) => Some((service, self.networks.addresses(name, service, attached))),
                     // Not replaced yet: its ports stay published.
                     None => Some((service, self.of_service(name, service).next()?.1.addresses.clone())),
                 }
@@ -429,8 +429,7 @@ impl<'a> Planner<'a> {
             self.push(Action::Remove { container: id.clone() }, why, waits);
         }
         for (action, why, waits) in self.networks.removals() {
-            let waits = waits.into_iter().filter(|id| !self.kept.contains(id));
-            let waits = waits.map(|id| Wait::After(Action::Remove { container: id }.key())).collect();
+            let waits = waits.into_iter().map(|id| Wait::After(Action::Remove { container: id }.key())).collect();
             self.push(action, why, waits);
         }
         for project in self.current.rules.keys() {
@@ -463,6 +462,7 @@ impl<'a> Planner<'a> {
         if done && let Some(keep) = super::unused_images(self.current, self.target) {
             self.push(Action::RemoveImages { keep }, "nothing wants the others", Vec::new());
         }
+        self.steps.sort_by_key(|step| step.action.phase());
         let pauses = self.steps.iter().flat_map(|step| &step.waits).filter_map(|wait| match wait {
             Wait::Pause { until, .. } => Some(*until),
             _ => None,

@@ -3,7 +3,7 @@
 use crate::current::Moment;
 use coracle_runtime::network::subnet::Range;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::Ipv4Addr;
 
@@ -153,6 +153,20 @@ impl Step {
 }
 
 impl Action {
+    /// Place in a plan: taking down comes before bringing up.
+    pub(super) fn phase(&self) -> u8 {
+        match self {
+            Self::Pull { .. } => 0,
+            Self::Stop { .. } => 1,
+            Self::Remove { .. } => 2,
+            Self::RemoveRules { .. } | Self::RemoveNetwork { .. } | Self::RemoveVolumes { .. } => 3,
+            Self::MakeNetwork { .. } | Self::MakeVolume { .. } => 4,
+            Self::ApplyRules { .. } => 5,
+            Self::Start { .. } => 6,
+            Self::RemoveImages { .. } => 7,
+        }
+    }
+
     /// Names the deed: two steps of one key are never under way at once, and failures are counted by it.
     pub fn key(&self) -> String {
         match self {
@@ -225,5 +239,34 @@ impl Action {
             }
             Self::RemoveImages { .. } => false,
         }
+    }
+}
+
+/// Keys of the steps that will not become ready by themselves: those that are stuck, and those that wait for them.
+pub fn stuck(steps: &[&Step]) -> BTreeSet<String> {
+    let mut keys: BTreeSet<String> =
+        steps.iter().filter(|step| step.is_stuck()).map(|step| step.action.key()).collect();
+    loop {
+        let service_is_stuck = |name: &String| {
+            steps.iter().any(|step| {
+                matches!(&step.action, Action::Start { service, .. } if service == name)
+                    && keys.contains(&step.action.key())
+            })
+        };
+        let waits_in_vain = |wait: &Wait| match wait {
+            Wait::After(key) => keys.contains(key),
+            Wait::Dependency { service, .. } => service_is_stuck(service),
+            Wait::Pause { .. } => false,
+        };
+        let more: Vec<String> = steps
+            .iter()
+            .filter(|step| step.waits.iter().any(waits_in_vain))
+            .map(|step| step.action.key())
+            .filter(|key| !keys.contains(key))
+            .collect();
+        if more.is_empty() {
+            return keys;
+        }
+        keys.extend(more);
     }
 }
