@@ -121,7 +121,7 @@ pub fn container(paths: &Paths, parts: &Parts<'_>) -> Result<Made, String> {
         devices: service.devices.iter().map(device).collect(),
         device_rules: service.device_cgroup_rules.clone(),
         privileged: service.privileged,
-        sysctls: service.sysctls.clone(),
+        sysctls: sysctls(service),
         shm_size: service.shm_size.unwrap_or(SHM_SIZE),
         limits: limits(&service.limits),
         cgroup: cgroup(service, parts.id),
@@ -133,6 +133,19 @@ pub fn container(paths: &Paths, parts: &Parts<'_>) -> Result<Made, String> {
         annotations: service.annotations.clone(),
     };
     Ok(Made { spec, files: made, folders })
+}
+
+/// In a network of its own a service may ping and bind low ports without a capability (Docker's defaults).
+fn sysctls(service: &Service) -> BTreeMap<String, String> {
+    let mut sysctls = service.sysctls.clone();
+    if matches!(service.network, NetworkMode::Networks(_) | NetworkMode::None) {
+        let defaults =
+            [("net.ipv4.ping_group_range", "0 2147483647"), ("net.ipv4.ip_unprivileged_port_start", "0")];
+        for (name, value) in defaults {
+            sysctls.entry(name.to_owned()).or_insert_with(|| value.to_owned());
+        }
+    }
+    sysctls
 }
 
 fn device(device: &coracle_compose::Device) -> DeviceSpec {

@@ -123,7 +123,7 @@ const TOOLS: &[&str] = &[
     "sh", "cat", "echo", "env", "id", "ls", "nc", "nslookup", "ping", "ps", "pwd", "setsid", "sleep", "stat",
     "tail", "test", "touch", "true", "false", "wget", "yes", "mount", "umount", "hostname", "ip", "httpd", "kill",
     "dd", "date", "mkdir", "rm", "seq", "readlink", "printf", "head", "wc", "grep", "cut", "tr", "df", "stty",
-    "tty", "chmod", "od",
+    "tty", "timeout", "chmod", "od",
 ];
 
 fn tar_of(entries: &[Entry]) -> anyhow::Result<Vec<u8>> {

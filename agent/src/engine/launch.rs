@@ -10,7 +10,6 @@ use crate::translate::{self, Parts};
 use crate::wanted;
 use coracle_compose::{Attachment, NetworkMode};
 use coracle_runtime::image::{self, PullOptions, Reference, digest_of};
-use coracle_runtime::network::firewall;
 use coracle_runtime::network::namespace::Interface;
 use coracle_runtime::network::{INTERFACE_PREFIX, MAX_INTERFACE};
 use std::collections::{BTreeMap, BTreeSet};
@@ -72,13 +71,15 @@ impl Engine {
                 };
                 self.spawn(key.clone(), done(blocking(remove)));
             }
-            Action::ApplyRules { rules, .. } => {
+            Action::ApplyRules { project, rules } => {
+                let old = self.rules.get(project).cloned().unwrap_or_default();
                 let rules = rules.clone();
-                self.spawn(key.clone(), done(blocking(move || Ok(firewall::apply(&rules)?))));
+                self.spawn(key.clone(), done(blocking(move || execute::apply_rules(&old, &rules))));
             }
             Action::RemoveRules { project } => {
+                let old = self.rules.get(project).cloned().unwrap_or_default();
                 let project = project.clone();
-                self.spawn(key.clone(), done(blocking(move || Ok(firewall::remove(&project)?))));
+                self.spawn(key.clone(), done(blocking(move || execute::remove_rules(&project, &old))));
             }
             Action::Stop { container } => {
                 let identity = self.note_stop(container);

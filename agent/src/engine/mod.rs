@@ -73,7 +73,9 @@ pub enum Message {
     Probe(probe::Probed),
     /// Somebody wants something else.
     Order(Box<Order>, oneshot::Sender<Result<Taken, Refusal>>),
-    /// Somebody changed firewall rules.
+    /// Somebody removed the rule sets of these projects.
+    RulesLost(Vec<String>),
+    /// Somebody removed firewall rules: are ours still there?
     RulesTouched,
     /// End; containers go on.
     End,
@@ -216,6 +218,7 @@ impl Loop {
             sender: sender.clone(),
         };
         engine.read_disk()?;
+        observe::watch_rules(sender.clone());
         let handle = Handle { sender, status, logs, store, paths, client: Rc::clone(&client) };
         Ok((Self { engine, receiver, client }, handle))
     }
@@ -320,6 +323,10 @@ impl Engine {
             }
             Message::RulesTouched => {
                 self.check_rules();
+                false
+            }
+            Message::RulesLost(projects) => {
+                self.rules_lost(&projects);
                 false
             }
             Message::ShimGone | Message::End => true,

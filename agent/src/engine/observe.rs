@@ -1,7 +1,7 @@
 //! Looking: at the disk once, at the shim after its events, at the network when it may have changed.
 
 use super::record::Record;
-use super::{Engine, Known};
+use super::{Engine, Known, Message};
 use crate::clock::boot_id;
 use crate::current::{Container, Identity, KnownImage, LiveNetwork, State};
 use crate::durable;
@@ -9,9 +9,11 @@ use crate::paths::Paths;
 use coracle_compose::Restart;
 use coracle_runtime::container::cgroup;
 use coracle_runtime::network::links::Links;
+use coracle_runtime::network::watch::Removals;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
+use tokio::sync::mpsc;
 
 /// Marks a container that ended with 0 and is not to be run again, beside its identity.
 const COMPLETED: &str = "completed";
@@ -214,15 +216,51 @@ impl Engine {
         }
     }
 
-    /// Looks whether every rule set is still there; those that are not are put back by the next plan.
-    pub(super) fn check_rules(&mut self) {
-        let lost: Vec<String> = self.rules.keys().filter(|project| !is_in_force(project)).cloned().collect();
-        for project in lost {
-            tracing::warn!(%project, "its firewall rules were removed by somebody else; putting them back");
-            self.rules.remove(&project);
-            self.rules_repaired += 1;
+    /// Looks, in a thread, whether every rule set is still there.
+    pub(super) fn check_rules(&self) {
+        let projects: Vec<String> = self.rules.keys().cloned().collect();
+        let sender = self.sender.clone();
+        tokio::task::spawn_local(async move {
+            let look = move || projects.into_iter().filter(|it| !is_in_force(it)).collect::<Vec<_>>();
+            if let Ok(lost) = tokio::task::spawn_blocking(look).await
+                && !lost.is_empty()
+            {
+                // The loop may be at its end.
+                let _ = sender.send(Message::RulesLost(lost)).await;
+            }
+        });
+    }
+
+    /// Rule sets that are gone are put back by the next plan.
+    pub(super) fn rules_lost(&mut self, projects: &[String]) {
+        for project in projects {
+            let busy = self.running.contains_key(&format!("rules of {project}"));
+            if !busy && self.rules.remove(project).is_some() {
+                tracing::warn!(%project, "its firewall rules were removed by somebody else; putting them back");
+                self.rules_repaired += 1;
+            }
         }
     }
+}
+
+/// Pause after a removal before ours are looked at: a reload removes and adds in many steps, and one that comes every
+/// second is answered as often, not more.
+const RULES_PAUSE: Duration = Duration::from_millis(300);
+
+/// Tells the loop when firewall rules were removed.
+pub(super) fn watch_rules(sender: mpsc::Sender<Message>) {
+    let removals = match Removals::listen() {
+        Ok(removals) => removals,
+        Err(error) => return tracing::warn!(%error, "lost firewall rules will not be noticed"),
+    };
+    tokio::task::spawn_local(async move {
+        while removals.wait().await.is_ok() {
+            tokio::time::sleep(RULES_PAUSE).await;
+            if sender.send(Message::RulesTouched).await.is_err() {
+                return;
+            }
+        }
+    });
 }
 
 /// True when the kernel has the project's table.

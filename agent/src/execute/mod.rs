@@ -4,7 +4,7 @@ mod container;
 mod network;
 
 pub use container::{Link, StartJob, Started, remove, start, stop};
-pub use network::{make_network, ranges_of_others, remove_network};
+pub use network::{apply_rules, make_network, ranges_of_others, remove_network, remove_rules};
 
 use crate::paths::Paths;
 use coracle_runtime::image::{self, Store};

@@ -7,6 +7,7 @@ use crate::paths::Paths;
 use coracle_runtime::network::INTERFACE_PREFIX;
 use coracle_runtime::network::links::Links;
 use coracle_runtime::network::subnet::Range;
+use coracle_runtime::network::{conntrack, firewall};
 use std::path::Path;
 
 /// Makes a bridge, lets the kernel forward, and remembers the network until the next boot. Blocks.
@@ -44,6 +45,27 @@ pub fn make_network(paths: &Paths, bridge: &str, network: &LiveNetwork) -> Resul
 pub fn remove_network(paths: &Paths, bridge: &str) -> Result<(), StepError> {
     Links::open()?.remove(bridge)?;
     let _ = std::fs::remove_file(paths.network(bridge));
+    Ok(())
+}
+
+/// Puts a rule set in force, and forgets the flows of UDP ports that were or are published. Blocks.
+///
+/// # Errors
+/// When the tool or the kernel refuses.
+pub fn apply_rules(old: &str, rules: &str) -> Result<(), StepError> {
+    firewall::apply(rules)?;
+    let ports = [firewall::udp_ports(old), firewall::udp_ports(rules)].concat();
+    conntrack::forget_udp(&ports)?;
+    Ok(())
+}
+
+/// Removes a project's rule set, and the flows of its UDP ports. Blocks.
+///
+/// # Errors
+/// When the tool or the kernel refuses.
+pub fn remove_rules(project: &str, old: &str) -> Result<(), StepError> {
+    firewall::remove(project)?;
+    conntrack::forget_udp(&firewall::udp_ports(old))?;
     Ok(())
 }
 

@@ -13,6 +13,8 @@ use nix::unistd::Pid;
 /// Runs `args` as a child, hands signals on to it, reaps everything, and leaves with its exit code once no child is
 /// left. `report` is told when the program cannot be run.
 pub fn run(args: &[String], env: &[(String, String)], report: impl Fn(&NotRunnable)) -> ! {
+    // A name that tells people who it is; without it, it bears the worker's.
+    let _ = nix::sys::prctl::set_name(c"coracle-init");
     // Fails only on kernels before 3.4; then orphans go to the namespace's own init, as without us.
     let _ = sys::become_subreaper();
     let signals = SigSet::all();

@@ -200,7 +200,16 @@ pub fn exec(
         process.capabilities = all_capabilities();
         process.no_new_privileges = false;
     }
-    let identity = look_up_in_container(main_pid, &process.user, &process.group_add)?;
+    let root = Root::open(Path::new(&format!("/proc/{main_pid}/root")))?;
+    if exec.cwd.is_some() {
+        rootfs::refuse_below_proc(Path::new(&process.cwd))?;
+        if root.existing(Path::new(&process.cwd))?.is_none() {
+            let reason = format!("working folder {} is not in the container", process.cwd);
+            return Err(Failure::new(FailureKind::NotFound, reason));
+        }
+    }
+    // The account files that a command sees are the container's present ones.
+    let identity = read_accounts(&root)?.resolve(&process.user, &process.group_add)?;
     let file = bundle.join(format!("exec-{number}.json"));
     write_json(&file, &oci::process(&process, &identity))?;
     let (report, report_write) = crate::shim::pipe().map_err(internal("making a pipe"))?;
@@ -216,19 +225,12 @@ pub fn exec(
     let pid = libcontainer::exec(id, &folders.libcontainer, &file, launch, io);
     // Removed before anything can fail: it is read by now.
     let _ = std::fs::remove_file(&file);
-    let pid = pid.map_err(|error| explain_exec(chain(&error), &process.cwd))?;
+    let pid = pid.map_err(|error| Failure::new(FailureKind::Internal, chain(&error)))?;
     set_oom_score(pid, spec.process.oom_score_adj)?;
     place(pid);
     drop((gate, gate_write, report_write));
     wait_until_running(&report)?;
     Ok(Made { pid, terminal: console.map(|socket| receive_terminal(&socket)).transpose()? })
-}
-
-fn explain_exec(line: String, cwd: &str) -> Failure {
-    if line.contains("ENOENT") {
-        return Failure::new(FailureKind::NotFound, format!("working folder {cwd} is not in the container"));
-    }
-    Failure::new(FailureKind::Internal, line)
 }
 
 /// Removes libcontainer's state and the cgroups of an ended container, and its folder.
@@ -263,12 +265,6 @@ fn read_accounts(root: &Root) -> Result<Accounts, Failure> {
         Ok(bytes)
     };
     Ok(Accounts { passwd: read("/etc/passwd")?, group: read("/etc/group")? })
-}
-
-/// The account files that a command sees are the container's present ones.
-fn look_up_in_container(main_pid: i32, user: &str, groups: &[String]) -> Result<Identity, Failure> {
-    let root = Root::open(Path::new(&format!("/proc/{main_pid}/root")))?;
-    Ok(read_accounts(&root)?.resolve(user, groups)?)
 }
 
 /// Makes every mount point that does not lie inside another mount, and fills new volumes from the image.

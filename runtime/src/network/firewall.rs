@@ -152,6 +152,18 @@ pub fn is_in_force(project: &str) -> bool {
     })
 }
 
+/// UDP ports that a rule set of [`render`] publishes.
+pub fn udp_ports(rules: &str) -> Vec<super::conntrack::Published> {
+    let lines = rules.lines().filter(|line| line.contains(" udp dport "));
+    lines
+        .filter_map(|line| {
+            let (local, rest) = line.split_once(" udp dport ")?;
+            let address = local.strip_prefix("ip daddr ").and_then(|it| it.parse().ok());
+            Some((address, rest.split(' ').next()?.parse().ok()?))
+        })
+        .collect()
+}
+
 /// Ports that a rule set of [`render`] publishes for some addresses, in Docker's form: `0.0.0.0:8080->80/tcp`.
 pub fn published_for(rules: &str, addresses: impl Iterator<Item = Ipv4Addr>) -> Vec<String> {
     let addresses: Vec<Ipv4Addr> = addresses.collect();

@@ -5,7 +5,10 @@ use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{
+    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
+    LinkMessage,
+};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -99,7 +102,25 @@ impl Links {
                 LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
             ]),
         ];
-        self.change("making an interface pair", RouteNetlinkMessage::NewLink(link), NLM_F_CREATE | NLM_F_EXCL, &[])
+        self.change(
+            "making an interface pair",
+            RouteNetlinkMessage::NewLink(link),
+            NLM_F_CREATE | NLM_F_EXCL,
+            &[],
+        )?;
+        self.let_packets_return(outer)
+    }
+
+    /// A container that calls its own published port gets its packet back through the port that it came from: with
+    /// br_netfilter the bridge would drop it otherwise (hairpin mode, `IFLA_BRPORT_MODE`).
+    fn let_packets_return(&mut self, port: &str) -> Result<(), LinkError> {
+        let mut link = LinkMessage::default();
+        link.header.index = self.index(port)?.ok_or_else(|| LinkError::Missing(port.to_owned()))?;
+        link.attributes = vec![LinkAttribute::LinkInfo(vec![
+            LinkInfo::PortKind(InfoPortKind::Bridge),
+            LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(true)])),
+        ])];
+        self.change("setting a bridge port's hairpin mode", RouteNetlinkMessage::NewLink(link), 0, &[])
     }
 
     /// Removes an interface; it may be gone already.

@@ -1,0 +1,227 @@
+//! Networks of a project, in the kernel.
+
+use anyhow::ensure;
+use coracle_tests::board::{Board, http, run, wait_for};
+use coracle_tests::image::Image;
+use coracle_tests::needs;
+use std::process::Command;
+
+fn board() -> anyhow::Result<Board> {
+    let mut board = Board::new()?;
+    board.start_registry("")?;
+    board.push(&Image::busybox()?, "app:1")?;
+    Ok(board)
+}
+
+fn up(board: &Board, text: &str) -> anyhow::Result<()> {
+    let app = "image: 127.0.0.1:5000/app:1, stop_grace_period: 0s";
+    let serve = "command: sh -c 'mkdir -p /www; hostname > /www/index.html; exec httpd -f -p 80 -h /www'";
+    board.compose(&text.replace("APP", app).replace("SERVE", serve))?;
+    board.coracle(&["up", "-d"]).map(drop)
+}
+
+fn inside(board: &Board, service: &str, line: &str) -> anyhow::Result<String> {
+    let output = board.output(&["exec", service, "sh", "-c", line])?;
+    Ok(format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)))
+}
+
+macro_rules! needs_all {
+    () => {
+        needs!("docker-registry", "skopeo", "nft", "busybox", "ip")
+    };
+}
+
+/// Another host on the board's uplink: the board is 192.0.2.1, it is 192.0.2.9.
+struct Neighbour(std::process::Child);
+
+impl Neighbour {
+    fn new() -> anyhow::Result<Self> {
+        let host =
+            Self(Command::new("unshare").args(["-n", "sleep", "60"]).stdout(std::process::Stdio::null()).spawn()?);
+        let pid = host.0.id().to_string();
+        // The namespace is there once the program is another than ours.
+        wait_for("the neighbour", || Ok(std::fs::read_to_string(format!("/proc/{pid}/comm"))?.trim() == "sleep"))?;
+        run(Command::new("ip").args(["link", "add", "up0", "type", "veth", "peer", "name", "out0"]))?;
+        run(Command::new("ip").args(["addr", "add", "192.0.2.1/24", "dev", "up0"]))?;
+        run(Command::new("ip").args(["link", "set", "up0", "up"]))?;
+        run(Command::new("ip").args(["link", "set", "out0", "netns", &pid]))?;
+        host.run(&["ip", "addr", "add", "192.0.2.9/24", "dev", "out0"])?;
+        host.run(&["ip", "link", "set", "out0", "up"])?;
+        Ok(host)
+    }
+
+    fn run(&self, words: &[&str]) -> anyhow::Result<String> {
+        run(Command::new("nsenter").args(["-t", &self.0.id().to_string(), "-n"]).args(words))
+    }
+
+    /// Sends datagrams to the board from one source port, five a second.
+    fn send_datagrams(&self, count: usize) -> std::thread::JoinHandle<anyhow::Result<()>> {
+        let namespace = format!("/proc/{}/ns/net", self.0.id());
+        std::thread::spawn(move || {
+            let namespace = std::fs::File::open(namespace)?;
+            nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET)?;
+            let socket = std::net::UdpSocket::bind("192.0.2.9:4000")?;
+            for _ in 0..count {
+                // Refused while nobody listens: told on the next send.
+                let _ = socket.send_to(b"word\n", "192.0.2.1:5514");
+                std::thread::sleep(std::time::Duration::from_millis(200));
+            }
+            Ok(())
+        })
+    }
+
+    fn fetch(&self, url: &str) -> anyhow::Result<String> {
+        self.run(&["timeout", "3", "busybox", "wget", "-qO-", url])
+    }
+}
+
+impl Drop for Neighbour {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+// E5
+#[test]
+fn a_published_port_answers_from_everywhere_it_should() -> anyhow::Result<()> {
+    needs_all!();
+    let board = board()?;
+    up(
+        &board,
+        r#"
+services:
+  web: {APP, SERVE, ports: ["8080:80", "127.0.0.1:8081:80", "9000-9001:80-81"], networks: [a, b]}
+  peer: {APP, command: sleep 1000, networks: [a]}
+  alien: {APP, command: sleep 1000, networks: [c]}
+networks: {a: {}, b: {}, c: {}}
+"#,
+    )?;
+    let outside = Neighbour::new()?;
+    wait_for("127.0.0.1", || Ok(http("127.0.0.1:8080", "/")?.contains("web")))?;
+    ensure!(http("192.0.2.1:8080", "/")?.contains("web"));
+    ensure!(http("127.0.0.1:8081", "/")?.contains("web"));
+    ensure!(http("127.0.0.1:9000", "/")?.contains("web"));
+    ensure!(http("192.0.2.1:8081", "/").is_err(), "published on 127.0.0.1 alone");
+    ensure!(outside.fetch("http://192.0.2.1:8080/")?.contains("web"));
+    ensure!(outside.fetch("http://192.0.2.1:8081/").is_err(), "published on 127.0.0.1 alone");
+    for service in ["web", "peer", "alien"] {
+        let answer = inside(&board, service, "timeout 3 wget -qO- http://192.0.2.1:8080/")?;
+        ensure!(answer.contains("web"), "{service}: {answer}");
+    }
+    let alien = inside(&board, "alien", "timeout 2 wget -qO- http://web/ || echo no")?;
+    ensure!(alien.contains("no"), "networks are apart: {alien}");
+    let address = board.service("web")?["addresses"]["a"].as_str().unwrap_or_default().to_owned();
+    let alien = inside(&board, "alien", &format!("timeout 2 wget -qO- http://{address}/ || echo no"))?;
+    ensure!(alien.contains("no"), "networks are apart by address too: {alien}");
+    Ok(())
+}
+
+// E2
+#[test]
+fn names_of_services_are_answered_for_every_type() -> anyhow::Result<()> {
+    needs_all!();
+    let board = board()?;
+    up(
+        &board,
+        r#"
+services:
+  db: {APP, command: sleep 1000, networks: {default: {aliases: [Cache]}}}
+  web: {APP, command: sleep 1000}
+"#,
+    )?;
+    let address = board.service("db")?["addresses"]["default"].as_str().unwrap_or_default().to_owned();
+    for name in ["db", "DB", "cache"] {
+        let answer = inside(&board, "web", &format!("nslookup {name}"))?;
+        ensure!(answer.contains(&address), "{name}: {answer}");
+    }
+    let range = inside(&board, "web", "cat /proc/sys/net/ipv4/ping_group_range")?;
+    assert_eq!(range.trim(), "0\t2147483647", "everybody may ping");
+    let answer = inside(&board, "web", "nslookup -type=aaaa db")?;
+    ensure!(!answer.contains("NXDOMAIN"), "{answer}");
+    Ok(())
+}
+
+#[test]
+fn network_modes_are_what_they_say() -> anyhow::Result<()> {
+    needs_all!();
+    let board = board()?;
+    up(
+        &board,
+        r#"
+services:
+  host: {APP, command: sleep 1000, network_mode: host}
+  none: {APP, command: sleep 1000, network_mode: none}
+  vpn: {APP, SERVE, restart: always, ports: ["8080:80"]}
+  app: {APP, command: sleep 1000, network_mode: "service:vpn"}
+  fixed: {APP, command: sleep 1000, networks: {own: {ipv4_address: 10.99.1.77}}}
+  inner: {APP, command: sleep 1000, networks: [closed]}
+networks: {own: {ipam: {config: [{subnet: 10.99.1.0/24}]}}, closed: {internal: true}}
+"#,
+    )?;
+    ensure!(inside(&board, "host", "ip -o link")?.contains("cor-"), "the host's own interfaces");
+    let none = inside(&board, "none", "ip -o link")?;
+    assert_eq!(none.lines().count(), 1, "{none}");
+    ensure!(inside(&board, "fixed", "ip -o addr show eth0")?.contains("10.99.1.77/24"));
+    let route = inside(&board, "inner", "ip route")?;
+    ensure!(!route.contains("default"), "{route}");
+    // F6: the namespace outlives the process that it was made for.
+    wait_for(
+        "vpn by app",
+        || Ok(inside(&board, "app", "timeout 3 wget -qO- http://127.0.0.1/")?.contains("vpn")),
+    )?;
+    let vpn = board.service("vpn")?["pid"].as_i64().unwrap_or_default();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(vpn as i32), nix::sys::signal::Signal::SIGKILL)?;
+    wait_for("vpn again", || Ok(board.service("vpn")?["restarts"] == 1))?;
+    wait_for("its port", || Ok(http("127.0.0.1:8080", "/")?.contains("vpn")))?;
+    wait_for("app's way", || Ok(inside(&board, "app", "timeout 3 wget -qO- http://127.0.0.1/")?.contains("vpn")))?;
+    Ok(())
+}
+
+// E3
+#[test]
+fn flushed_rules_are_put_back_and_down_succeeds_without_them() -> anyhow::Result<()> {
+    needs_all!();
+    let board = board()?;
+    up(&board, "services:\n  web: {APP, SERVE, ports: [\"8080:80\"]}\n")?;
+    wait_for("the port", || Ok(http("127.0.0.1:8080", "/")?.contains("web")))?;
+    let pid = board.service("web")?["pid"].clone();
+    run(Command::new("nft").args(["flush", "ruleset"]))?;
+    wait_for("the port again", || Ok(http("127.0.0.1:8080", "/").is_ok_and(|it| it.contains("web"))))?;
+    assert_eq!(board.service("web")?["pid"], pid);
+    ensure!(board.coracle(&["inspect"])?.contains("\"rules_repaired\": 1"));
+    run(Command::new("nft").args(["flush", "ruleset"]))?;
+    board.coracle(&["down"]).map(drop)
+}
+
+// E1
+#[test]
+fn a_udp_flow_from_before_reaches_the_container() -> anyhow::Result<()> {
+    needs_all!();
+    let board = board()?;
+    let outside = Neighbour::new()?;
+    // Somebody else's rules make the kernel track flows before there are any of ours.
+    for hook in ["prerouting", "output"] {
+        let chain = format!("table ip theirs {{ chain {hook} {{ type nat hook {hook} priority -100; }}; }}");
+        let file = board.path().join("theirs.nft");
+        std::fs::write(&file, chain)?;
+        run(Command::new("nft").arg("-f").arg(&file))?;
+    }
+    let sender = outside.send_datagrams(150);
+    std::thread::sleep(std::time::Duration::from_millis(1000));
+    up(
+        &board,
+        r#"
+services:
+  syslog: {APP, command: sleep 1000, ports: ["192.0.2.1:5514:514/udp"]}
+"#,
+    )?;
+    // Nobody listens there: the container's kernel counts what comes (`NoPorts`, the third number).
+    wait_for("a datagram", || {
+        let counters = inside(&board, "syslog", "grep Udp: /proc/net/snmp")?;
+        let numbers = counters.lines().nth(1).unwrap_or_default().to_owned();
+        Ok(numbers.split(' ').nth(2).is_some_and(|count| count != "0"))
+    })?;
+    drop(sender);
+    Ok(())
+}

@@ -1,0 +1,313 @@
+//! What a service may ask for, in real containers.
+
+use anyhow::ensure;
+use coracle_tests::board::{Board, wait_for};
+use coracle_tests::image::{Entry, Image};
+use coracle_tests::needs;
+use serde_json::json;
+
+/// A board with busybox as `app:1`.
+fn board() -> anyhow::Result<Board> {
+    let mut board = Board::new()?;
+    board.start_registry("")?;
+    board.push(&Image::busybox()?, "app:1")?;
+    Ok(board)
+}
+
+/// Brings a project up whose services are one line each; `APP` is the image.
+fn up(board: &Board, services: &str) -> anyhow::Result<()> {
+    board.compose(&project(services))?;
+    board.coracle(&["up", "-d"]).map(drop)
+}
+
+fn project(services: &str) -> String {
+    let app = "image: 127.0.0.1:5000/app:1, stop_grace_period: 0s";
+    format!("services:\n{}", services.replace("APP", app))
+}
+
+/// What a service wrote, once it has ended.
+fn words(board: &Board, service: &str) -> anyhow::Result<String> {
+    board.wait_for_service(service, "state", json!("exited"))?;
+    let text = board.coracle(&["logs", "--no-log-prefix", service])?;
+    Ok(text.trim().to_owned())
+}
+
+macro_rules! needs_all {
+    () => {
+        needs!("docker-registry", "skopeo", "nft", "busybox", "ip")
+    };
+}
+
+#[test]
+fn a_process_has_what_its_service_says() -> anyhow::Result<()> {
+    needs_all!();
+    let board = board()?;
+    up(
+        &board,
+        r#"
+  env: {APP, command: env, environment: {A: "1", B: "x y"}}
+  cwd: {APP, command: pwd, working_dir: /srv/app, user: "1000", read_only: true}
+  named: {APP, command: id, user: pump, group_add: ["44"]}
+  number: {APP, command: id, user: "4242"}
+  pair: {APP, command: id, user: "pump:gpio"}
+  host: {APP, command: hostname, hostname: box}
+  files: {APP, command: cat /etc/hosts /etc/hostname, extra_hosts: ["gate:192.0.2.1"], hostname: box}
+  memory: {APP, command: sh -c 'df -k /t /dev/shm | tail -n +2', tmpfs: ["/t:size=1m"], shm_size: 2m}
+  sealed: {APP, command: sh -c 'touch /x || echo sealed', read_only: true}
+  caps: {APP, command: grep CapEff /proc/self/status, cap_drop: [ALL], cap_add: [CHOWN]}
+  limits: {APP, command: sh -c 'ulimit -n', ulimits: {nofile: {soft: 77, hard: 88}}}
+  nnp: {APP, command: grep NoNewPrivs /proc/self/status, security_opt: ["no-new-privileges:true"]}
+  score: {APP, command: cat /proc/self/oom_score_adj, oom_score_adj: 321}
+  terminal: {APP, command: tty, tty: true}
+  plain: {APP, command: sh -c 'tty || true'}
+  first: {APP, command: cat /proc/1/comm, init: true}
+  kernel: {APP, command: cat /proc/sys/net/ipv4/ip_unprivileged_port_start, sysctls: {net.ipv4.ip_unprivileged_port_start: "99"}}
+"#,
+    )?;
+    let env = words(&board, "env")?;
+    for line in ["A=1", "B=x y", "HOME=/root", "PATH="] {
+        ensure!(env.contains(line), "{line} in {env}");
+    }
+    assert_eq!(words(&board, "cwd")?, "/srv/app");
+    assert_eq!(words(&board, "named")?, "uid=1000(pump) gid=1000(pump) groups=20(dialout),27(gpio),44,1000(pump)");
+    assert_eq!(words(&board, "number")?, "uid=4242 gid=0(root) groups=0(root)");
+    assert_eq!(words(&board, "pair")?, "uid=1000(pump) gid=27(gpio) groups=27(gpio)");
+    assert_eq!(words(&board, "host")?, "box");
+    let files = words(&board, "files")?;
+    ensure!(files.contains("192.0.2.1\tgate") && files.ends_with("box"), "{files}");
+    let memory = words(&board, "memory")?;
+    ensure!(memory.contains("1024") && memory.contains("2048"), "{memory}");
+    ensure!(words(&board, "sealed")?.contains("sealed"));
+    assert_eq!(words(&board, "caps")?, "CapEff:\t0000000000000001");
+    assert_eq!(words(&board, "limits")?, "77");
+    assert_eq!(words(&board, "nnp")?, "NoNewPrivs:\t1");
+    assert_eq!(words(&board, "score")?, "321");
+    ensure!(words(&board, "terminal")?.starts_with("/dev/"));
+    assert_eq!(words(&board, "plain")?, "not a tty");
+    ensure!(words(&board, "first")?.contains("coracle-init"));
+    assert_eq!(words(&board, "kernel")?, "99");
+    Ok(())
+}
+
+#[test]
+fn exec_has_the_container_s_user_folder_and_groups_and_gives_its_exit_code() -> anyhow::Result<()> {
+    needs_all!();
+    let board = board()?;
+    up(&board, "  app: {APP, command: sleep 1000, user: pump, working_dir: /tmp, environment: {A: b}}\n")?;
+    assert_eq!(board.coracle(&["exec", "app", "pwd"])?.trim(), "/tmp");
+    let id = board.coracle(&["exec", "app", "id"])?;
+    ensure!(id.contains("uid=1000(pump) gid=1000(pump)") && id.contains("27(gpio)"), "{id}");
+    ensure!(board.coracle(&["exec", "-u", "0", "app", "id"])?.starts_with("uid=0(root)"));
+    let env = board.coracle(&["exec", "-e", "C=d", "app", "env"])?;
+    ensure!(env.contains("A=b") && env.contains("C=d") && env.contains("HOME=/home/pump"), "{env}");
+    assert_eq!(board.refused(&["exec", "app", "sh", "-c", "exit 9"])?.0, 9);
+    assert_eq!(board.refused(&["exec", "app", "/nothing"])?.0, 127);
+    assert_eq!(board.refused(&["exec", "app", "/etc/passwd"])?.0, 126);
+    let (_, missing) = board.refused(&["exec", "-w", "/missing", "app", "pwd"])?;
+    ensure!(missing.contains("/missing"), "{missing}");
+    let (code, nobody) = board.refused(&["exec", "-u", "nobody2", "app", "id"])?;
+    ensure!(code == 2 && nobody.contains("nobody2"), "{code} {nobody}");
+    Ok(())
+}
+
+// D6
+#[test]
+fn a_program_that_cannot_be_run_is_one_clear_line() -> anyhow::Result<()> {
+    needs_all!();
+    let board = board()?;
+    let image = Image::busybox()?.layer(vec![
+        Entry::File("a.sh".into(), 0o755, b"echo hi\n".to_vec()),
+        Entry::File("b.sh".into(), 0o644, b"#!/bin/sh\necho hi\n".to_vec()),
+        Entry::File("c.sh".into(), 0o755, b"#!/bin/sh\r\necho hi\r\n".to_vec()),
+    ]);
+    board.push(&image, "app:1")?;
+    up(
+        &board,
+        "  a: {APP, command: /a.sh}\n  b: {APP, command: /b.sh}\n  c: {APP, command: /c.sh}\n  d: {APP, command: nothing}\n",
+    )?;
+    for (service, code, why) in
+        [("a", 126, "#!"), ("b", 126, "not executable"), ("c", 127, "line ends"), ("d", 127, "not found")]
+    {
+        let exit = &board.service(service)?["exits"][0];
+        assert_eq!(exit["code"], code, "{exit}");
+        ensure!(exit["detail"].as_str().unwrap_or_default().contains(why), "{service}: {exit}");
+    }
+    Ok(())
+}
+
+// D5
+#[test]
+fn a_new_volume_holds_what_the_image_has_there_and_is_kept() -> anyhow::Result<()> {
+    needs_all!();
+    let board = board()?;
+    let image = Image::busybox()?.layer(vec![
+        Entry::Owner(999, 999),
+        Entry::Folder("data".into(), 0o700),
+        Entry::File("data/file".into(), 0o640, b"from the image".to_vec()),
+        Entry::Hard("data/again".into(), "data/file".into()),
+        Entry::Link("data/link".into(), "file".into()),
+    ]);
+    board.push(&image, "db:1")?;
+    let services = r#"
+  db: {image: "127.0.0.1:5000/db:1", stop_grace_period: 0s, user: "999", command: sh -c 'stat -c "%u:%g %a %h %N" /data /data/*; cat /data/link; echo more >> /data/file', volumes: ["v:/data"]}
+  probe: {APP, command: stat -c "%u:%g %a" /data, volumes: ["v:/data:ro"], depends_on: [db]}
+volumes: {v: {}}
+"#;
+    up(&board, services)?;
+    let db = words(&board, "db")?;
+    for line in [
+        "999:999 700",
+        "999:999 640 2 /data/file",
+        "999:999 640 2 /data/again",
+        "'/data/link' -> 'file'",
+        "from the image",
+    ] {
+        ensure!(db.contains(line) || db.replace('\'', "").contains(&line.replace('\'', "")), "{line:?} in {db}");
+    }
+    assert_eq!(words(&board, "probe")?, "999:999 700");
+    board.coracle(&["down"])?;
+    up(&board, &services.replace("echo more", "echo again"))?;
+    ensure!(words(&board, "db")?.contains("from the imagemore"), "the volume outlives down and a new container");
+    Ok(())
+}
+
+// D4
+#[test]
+fn mount_points_that_are_links_or_missing_are_made_inside_the_root() -> anyhow::Result<()> {
+    needs_all!();
+    let board = board()?;
+    let image = Image::busybox()?.layer(vec![
+        Entry::Link("etc/resolv.conf".into(), "/tmp/none/r".into()),
+        Entry::Folder("run".into(), 0o755),
+        Entry::Folder("var".into(), 0o755),
+        Entry::Link("var/run".into(), "/run".into()),
+        Entry::Link("conf".into(), "/real/conf".into()),
+    ]);
+    board.push(&image, "app:1")?;
+    board.compose(&project(
+        r#"
+  s: {APP, read_only: true, tmpfs: [/conf/stack], volumes: ["v:/var/run/x"], secrets: [k], command: sh -c 'cat /run/secrets/k; readlink /conf /etc/resolv.conf; mount | cut -d" " -f3; cat /etc/resolv.conf'}
+volumes: {v: {}}
+secrets: {k: {environment: K}}
+"#,
+    ))?;
+    let mut command = board.command(&["up", "-d"]);
+    let output = command.env("K", "the secret").output()?;
+    ensure!(output.status.success(), "{output:?}");
+    let text = words(&board, "s")?;
+    for line in ["the secret", "/real/conf", "/tmp/none/r", "/real/conf/stack", "/run/x", "nameserver 10."] {
+        ensure!(text.contains(line), "{line} in {text}");
+    }
+    Ok(())
+}
+
+// F2
+#[test]
+fn memory_that_ran_out_is_told_from_an_exit() -> anyhow::Result<()> {
+    needs_all!();
+    let board = board()?;
+    up(
+        &board,
+        r#"
+  eater: {APP, mem_limit: 16m, command: tail /dev/zero}
+  killed: {APP, mem_limit: 16m, command: sh -c 'kill -9 $$$$'}
+  failed: {APP, command: sh -c 'exit 137'}
+"#,
+    )?;
+    board.wait_for_service("eater", "state", json!("exited"))?;
+    board.wait_for_service("failed", "state", json!("exited"))?;
+    assert_eq!(board.service("eater")?["exits"][0]["reason"], "oom");
+    assert_eq!(board.service("eater")?["exits"][0]["code"], 137);
+    assert_eq!(board.service("failed")?["exits"][0]["reason"], "exited");
+    ensure!(board.coracle(&["ps"])?.contains("out of memory"));
+    Ok(())
+}
+
+// F4
+#[test]
+fn a_dependency_that_will_not_come_is_told_and_a_repaired_one_is_followed() -> anyhow::Result<()> {
+    needs_all!();
+    let board = board()?;
+    let services = r#"
+  web: {APP, command: sleep 1000, depends_on: {db: {condition: service_healthy}, job: {condition: service_completed_successfully}}}
+  db: {APP, command: sh -c 'exit 3', healthcheck: {test: "true", interval: 200ms}}
+  job: {APP, command: sh -c 'echo ran; exit 0'}
+"#;
+    board.compose(&project(services))?;
+    let (code, said) = board.refused(&["up", "-d"])?;
+    ensure!(code == 7 && said.contains("web waits for db: exited 3, will not be restarted"), "{code} {said}");
+    assert_eq!(board.service("web")?["state"], "absent");
+    up(&board, &services.replace("sh -c 'exit 3'", "sleep 1000"))?;
+    assert_eq!(board.service("web")?["state"], "running");
+    let job = board.coracle(&["logs", "--no-log-prefix", "job"])?;
+    assert_eq!(job.trim(), "ran", "a job that ended well is not run again");
+    Ok(())
+}
+
+#[test]
+fn restart_policies_hold_and_their_pauses_grow() -> anyhow::Result<()> {
+    needs_all!();
+    let board = board()?;
+    up(
+        &board,
+        r#"
+  always: {APP, restart: always, command: sh -c 'exit 0'}
+  twice: {APP, restart: "on-failure:2", command: sh -c 'echo try; exit 4'}
+  never: {APP, command: sh -c 'exit 5'}
+"#,
+    )?;
+    wait_for("three tries", || Ok(board.coracle(&["logs", "--no-log-prefix", "twice"])?.lines().count() == 3))?;
+    wait_for("a restart", || Ok(board.service("always")?["restarts"].as_u64() >= Some(2)))?;
+    std::thread::sleep(std::time::Duration::from_millis(2500));
+    let twice = board.service("twice")?;
+    assert_eq!((twice["state"].clone(), twice["restarts"].clone()), (json!("exited"), json!(2)));
+    assert_eq!(board.service("never")?["restarts"], 0);
+    let always = board.service("always")?;
+    let exits: Vec<u64> =
+        always["exits"].as_array().into_iter().flatten().filter_map(|exit| exit["at_ns"].as_u64()).collect();
+    ensure!(exits[2] - exits[1] > exits[1] - exits[0] + 200_000_000, "{exits:?}");
+    Ok(())
+}
+
+// F3
+#[test]
+fn a_hanging_check_is_killed_whole_and_leaves_nothing() -> anyhow::Result<()> {
+    needs_all!();
+    let board = board()?;
+    up(
+        &board,
+        r#"
+  s: {APP, command: sleep 1000, healthcheck: {test: "sleep 998 & setsid sleep 997 & yes; wait", interval: 100ms, timeout: 300ms, retries: 3}}
+  good: {APP, command: sleep 1000, healthcheck: {test: "true", interval: 100ms}}
+"#,
+    )?;
+    board.wait_for_service("good", "health", json!("healthy"))?;
+    board.wait_for_service("s", "health", json!("unhealthy"))?;
+    wait_for("ten rounds", || Ok(board.service("s")?["health_failures"].as_u64() >= Some(10)))?;
+    let top = board.coracle(&["top", "s"])?;
+    // Between two rounds nothing of the last is left; during one there are the reaper and its four.
+    ensure!(top.lines().count() <= 8, "{top}");
+    Ok(())
+}
+
+#[test]
+fn stop_start_and_restart_keep_the_container() -> anyhow::Result<()> {
+    needs_all!();
+    let board = board()?;
+    up(&board, "  app: {APP, restart: always, command: sh -c 'echo begin; touch /mark; sleep 1000'}\n")?;
+    let before = board.service("app")?;
+    board.coracle(&["stop", "app"])?;
+    assert_eq!(board.service("app")?["state"], "exited");
+    std::thread::sleep(std::time::Duration::from_millis(1200));
+    assert_eq!(board.service("app")?["state"], "exited", "stopped by hand stays stopped");
+    board.coracle(&["start", "app"])?;
+    board.coracle(&["restart", "app"])?;
+    let after = board.service("app")?;
+    assert_eq!(after["container"], before["container"]);
+    assert_ne!(after["pid"], before["pid"]);
+    assert_eq!(board.coracle(&["exec", "app", "ls", "/mark"])?.trim(), "/mark");
+    wait_for("three lines", || {
+        Ok(board.coracle(&["logs", "--no-log-prefix", "app"])?.matches("begin").count() == 3)
+    })?;
+    Ok(())
+}
