@@ -243,8 +243,11 @@ impl Drop for Board {
     /// Ends everything that was started, also when the test failed.
     fn drop(&mut self) {
         let end = |arguments: &[&str]| {
-            let mut command = self.command(arguments);
-            let _ = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
+            let output = self.command(arguments).output();
+            // 124: `timeout` ended it.
+            if output.as_ref().is_ok_and(|it| it.status.code() == Some(124)) {
+                println!("hung: {arguments:?} {output:?}\n{}\n{}", self.log("agent.log"), self.log("shim.log"));
+            }
         };
         for project in ["demo", "other"] {
             end(&["down", "-p", project]);

@@ -1,7 +1,7 @@
 //! Who this shim's children are, and what became of those that ended.
 //!
 //! A container's init may end before the worker that made it has told its process id. Such exits are kept,
-//! bounded, as long as any worker lives: then they are claimed or belong to nobody.
+//! bounded, as long as any worker's answer is awaited: then they are claimed or belong to nobody.
 
 use super::output::{boottime_now_ns, unix_now_ns};
 use super::protocol::ExitStatus;
@@ -42,8 +42,9 @@ impl Children {
         None
     }
 
-    /// Reaps every child that ended, and returns the known ones.
-    pub fn reap(&mut self) -> Vec<(Role, ExitStatus)> {
+    /// Reaps every child that ended, and returns the known ones. `awaited`: some worker has not answered yet; that it
+    /// was reaped itself says nothing, its answer may still lie in the socket.
+    pub fn reap(&mut self, awaited: bool) -> Vec<(Role, ExitStatus)> {
         let mut ended = Vec::new();
         loop {
             let (pid, code, signal) = match waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG)) {
@@ -56,7 +57,7 @@ impl Children {
                 ExitStatus { code, signal, ended_boottime_ns: boottime_now_ns(), ended_unix_ns: unix_now_ns() };
             match self.known.remove(&pid) {
                 Some(role) => ended.push((role, exit)),
-                None if self.has_worker() && self.unclaimed.len() < MAX_UNCLAIMED => {
+                None if awaited && self.unclaimed.len() < MAX_UNCLAIMED => {
                     self.unclaimed.insert(pid, exit);
                 }
                 None => {}
@@ -64,14 +65,35 @@ impl Children {
         }
     }
 
-    /// Forgets unclaimed exits when no worker is left that could claim them.
-    pub fn settle(&mut self) {
-        if !self.has_worker() {
-            self.unclaimed.clear();
+    /// Forgets unclaimed exits: no worker is left that could claim them.
+    pub fn forget_unclaimed(&mut self) {
+        self.unclaimed.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Forks a child that ends with `code`, and waits until it is a zombie.
+    fn ended(code: i32) -> Pid {
+        let child = std::process::Command::new("sh").args(["-c", &format!("exit {code}")]).spawn();
+        let pid = Pid::from_raw(child.expect("a child").id() as i32);
+        let stat = format!("/proc/{pid}/stat");
+        while !std::fs::read_to_string(&stat).is_ok_and(|it| it.contains(") Z ")) {
+            std::thread::yield_now();
         }
+        pid
     }
 
-    fn has_worker(&self) -> bool {
-        self.known.values().any(|role| matches!(role, Role::Worker(_)))
+    #[test]
+    fn a_command_that_ends_with_its_worker_is_not_lost() {
+        // The only test of this crate that has children: `reap` takes all of the process.
+        let (worker, command) = (ended(0), ended(7));
+        let mut children = Children::default();
+        assert!(children.claim(worker, Role::Worker(1)).is_none());
+        assert_eq!(children.reap(true).len(), 1);
+        let exit = children.claim(command, Role::Exec(2)).expect("kept until its worker answered");
+        assert_eq!(exit.code, 7);
     }
 }

@@ -298,7 +298,7 @@ impl Shim {
                 _ => {}
             }
         }
-        for (role, exit) in self.children.reap() {
+        for (role, exit) in self.children.reap(!self.workers.is_empty()) {
             match role {
                 Role::Worker(number) => self.worker_ended(number),
                 Role::Main(id) => self.main_ended(&id, exit),
@@ -777,7 +777,9 @@ impl Shim {
             (Outcome::Failed(failure), None)
         });
         self.finish(worker, outcome, terminal);
-        self.children.settle();
+        if self.workers.is_empty() {
+            self.children.forget_unclaimed();
+        }
     }
 
     /// A worker that ended has sent its outcome before; the socket tells.
