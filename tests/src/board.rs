@@ -140,6 +140,11 @@ impl Board {
         Ok(target)
     }
 
+    /// Process id of the registry.
+    pub fn registry_pid(&self) -> Option<u32> {
+        self.registry.as_ref().map(Child::id)
+    }
+
     /// Writes a compose file into the project folder.
     ///
     /// # Errors

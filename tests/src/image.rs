@@ -3,7 +3,7 @@
 use anyhow::Context;
 use coracle_runtime::image::digest_of;
 use serde_json::{Value, json};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A file of a layer.
 #[derive(Debug, Clone)]
@@ -23,8 +23,14 @@ pub enum Entry {
 /// An image to be made.
 #[derive(Debug, Clone, Default)]
 pub struct Image {
-    layers: Vec<Vec<Entry>>,
+    layers: Vec<Layer>,
     config: Value,
+}
+
+#[derive(Debug, Clone)]
+enum Layer {
+    Entries(Vec<Entry>),
+    Archive(PathBuf),
 }
 
 impl Image {
@@ -64,7 +70,14 @@ impl Image {
     /// Adds a layer.
     #[must_use]
     pub fn layer(mut self, entries: Vec<Entry>) -> Self {
-        self.layers.push(entries);
+        self.layers.push(Layer::Entries(entries));
+        self
+    }
+
+    /// Adds a layer that is a tar archive already.
+    #[must_use]
+    pub fn archive(mut self, path: &Path) -> Self {
+        self.layers.push(Layer::Archive(path.to_owned()));
         self
     }
 
@@ -88,8 +101,13 @@ impl Image {
             Ok((digest, bytes.len()))
         };
         let (mut layers, mut diff_ids) = (Vec::new(), Vec::new());
-        for entries in &self.layers {
-            let plain = tar_of(entries)?;
+        for layer in &self.layers {
+            let plain = match layer {
+                Layer::Entries(entries) => tar_of(entries)?,
+                Layer::Archive(path) => {
+                    std::fs::read(path).with_context(|| format!("reading {}", path.display()))?
+                }
+            };
             diff_ids.push(digest_of(&plain));
             let (digest, size) = put(&gzip(&plain)?)?;
             layers.push(json!({"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": digest, "size": size}));

@@ -1,13 +1,16 @@
 //! Developers' commands: `cargo xtask test`, `cargo xtask demo`.
 #![forbid(unsafe_code)]
 
+mod demo;
 mod install;
 
 use anyhow::{Context, bail};
 use std::process::Command;
 
-const USAGE: &str = "usage: cargo xtask test
+const USAGE: &str = "usage: cargo xtask test | demo [--once]
 
+  demo    a release of two services from a real registry, live; installs what it needs
+          --once: without a terminal, asks both services, takes all down, fails when anything was wrong
   test    formatting, lints and every test of the workspace; installs what the tests need";
 
 /// Debian packages that the end-to-end tests use.
@@ -16,6 +19,7 @@ const TEST_PACKAGES: &[&str] = &["docker-registry", "skopeo", "nftables", "busyb
 fn main() -> anyhow::Result<()> {
     match std::env::args().nth(1).as_deref() {
         Some("test") => test(),
+        Some("demo") => demo::run_demo(std::env::args().any(|argument| argument == "--once")),
         Some("--help" | "-h" | "help") => {
             println!("{USAGE}");
             Ok(())
@@ -28,7 +32,18 @@ fn test() -> anyhow::Result<()> {
     install::packages(TEST_PACKAGES)?;
     cargo(&["fmt", "--all", "--check"])?;
     cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])?;
-    cargo(&["test", "--workspace", "--locked"])
+    cargo(&["test", "--workspace", "--locked"])?;
+    demo_if_possible()
+}
+
+/// The README's first command is tested like everything else.
+fn demo_if_possible() -> anyhow::Result<()> {
+    install::packages(demo::PACKAGES)?;
+    match demo::cannot_run() {
+        Some(reason) => println!("demo skipped: {reason}"),
+        None => demo::run_demo(true)?,
+    }
+    Ok(())
 }
 
 fn cargo(arguments: &[&str]) -> anyhow::Result<()> {

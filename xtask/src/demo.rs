@@ -1,0 +1,134 @@
+//! The demo: a release of two services from a real registry, in namespaces of its own. Nothing of the machine's own
+//! network is changed.
+
+use crate::{TEST_PACKAGES, cargo, install};
+use anyhow::{Context, ensure};
+use coracle_tests::board::{Board, http, missing, run, wait_for};
+use coracle_tests::image::{Entry, Image};
+use serde_json::json;
+use std::io::{IsTerminal, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Where the demo's files lie.
+const FOLDER: &str = "target/demo";
+
+/// The program in both images.
+const PROGRAM: &str = "usr/local/bin/hello";
+
+/// Debian packages beside those of the tests.
+pub const PACKAGES: &[&str] = &["mmdebstrap"];
+
+/// Why the demo cannot run on this machine.
+pub fn cannot_run() -> Option<String> {
+    missing(&["docker-registry", "skopeo", "nft", "ip", "mmdebstrap"])
+}
+
+/// Runs the demo; `once` without a terminal: asks both services, takes all down, and fails when anything was wrong.
+///
+/// # Errors
+/// Whatever was wrong.
+pub fn run_demo(once: bool) -> anyhow::Result<()> {
+    install::packages(TEST_PACKAGES)?;
+    install::packages(PACKAGES)?;
+    if let Some(reason) = cannot_run() {
+        anyhow::bail!("the demo {reason}");
+    }
+    cargo(&["build", "--locked", "-p", "coracle", "-p", "hello"])?;
+    let base = base()?;
+    let mut board = Board::new()?;
+    println!("starting a registry, pushing two images");
+    board.start_registry("")?;
+    board.push(&image(&base, json!([format!("/{PROGRAM}"), "clock"]))?, "demo/clock:1")?;
+    board.push(&image(&base, json!([format!("/{PROGRAM}"), "page", "clock:80"]))?, "demo/page:1")?;
+    board.compose(&std::fs::read_to_string("examples/compose.yaml").context("reading examples/compose.yaml")?)?;
+    let command = wrapper(&board)?;
+    println!("coracle up -d");
+    let status = board.command(&["up", "-d"]).status()?;
+    ensure!(status.success(), "coracle up failed: {status}");
+    show(&board)?;
+    if once {
+        return ask_and_take_down(&board);
+    }
+    println!("\nIt runs in a network of its own. Try, from another terminal:\n");
+    for line in ["ps", "logs -f", "exec clock sh", "stats", "restart clock", "df", "down"] {
+        println!("  {} {line}", command.display());
+    }
+    println!("  nsenter -t {} -n curl http://127.0.0.1:8080/", board.registry_pid().unwrap_or_default());
+    println!("\nEnter ends the demo.");
+    std::io::stdout().flush()?;
+    if std::io::stdin().is_terminal() {
+        std::io::stdin().read_line(&mut String::new())?;
+    }
+    board.coracle(&["down", "-v"]).map(drop)
+}
+
+fn show(board: &Board) -> anyhow::Result<()> {
+    wait_for("the page", || Ok(http("127.0.0.1:8080", "/")?.contains("The clock says")))?;
+    print!("{}", board.coracle(&["ps"])?);
+    let answer = http("127.0.0.1:8080", "/")?;
+    print!("http://127.0.0.1:8080/ says: {}", answer.split("\r\n\r\n").nth(1).unwrap_or_default());
+    print!("{}", board.coracle(&["df"])?);
+    Ok(())
+}
+
+/// Asks both services, looks at what is told about them, and takes everything down.
+fn ask_and_take_down(board: &Board) -> anyhow::Result<()> {
+    let page = http("127.0.0.1:8080", "/")?;
+    ensure!(page.contains("200 OK") && page.contains("seconds since 1970"), "the page says {page:?}");
+    let clock = board.coracle(&["exec", "page", &format!("/{PROGRAM}"), "ask", "clock:80"])?;
+    ensure!(clock.starts_with("it is "), "the clock says {clock:?}");
+    ensure!(board.service("clock")?["health"] == "healthy", "the clock is not healthy");
+    ensure!(board.coracle(&["logs", "clock"])?.contains("GET / HTTP/1.0"), "the clock's log lacks the request");
+    board.coracle(&["down", "-v"])?;
+    let links = run(Command::new("ip").args(["-o", "link"]))?;
+    let tables = run(Command::new("nft").args(["list", "tables"]))?;
+    ensure!(!links.contains("cor-") && !tables.contains("coracle"), "something is left: {links}{tables}");
+    println!("all was right");
+    Ok(())
+}
+
+/// A Debian root made by mmdebstrap from the sources that apt uses here; kept for the next time.
+fn base() -> anyhow::Result<PathBuf> {
+    let path = Path::new(FOLDER).join("base.tar");
+    if path.exists() {
+        return Ok(path);
+    }
+    std::fs::create_dir_all(FOLDER)?;
+    println!("making a Debian base image (once)");
+    let beside = Path::new(FOLDER).join("base.new.tar");
+    let mut sources: Vec<PathBuf> = ["/etc/apt/sources.list".into()].into();
+    sources
+        .extend(std::fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().flatten().map(|it| it.path()));
+    let debian = |path: &PathBuf| {
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        let known = path.extension().is_some_and(|it| it == "list" || it == "sources");
+        known && text.contains("debian")
+    };
+    sources.retain(debian);
+    run(Command::new("mmdebstrap").args(["--mode=root", "--variant=essential", ""]).arg(&beside).args(&sources))?;
+    std::fs::rename(&beside, &path)?;
+    Ok(path)
+}
+
+fn image(base: &Path, command: serde_json::Value) -> anyhow::Result<Image> {
+    let program = std::fs::read("target/debug/hello").context("reading the built example")?;
+    let layer = vec![Entry::File(PROGRAM.into(), 0o755, program), Entry::Folder("var/notes".into(), 0o777)];
+    Ok(Image::new().archive(base).layer(layer).with("Entrypoint", command))
+}
+
+/// A script that runs `coracle` on the demo's board from outside of its namespaces.
+fn wrapper(board: &Board) -> anyhow::Result<PathBuf> {
+    let path = std::path::absolute(Path::new(FOLDER).join("coracle"))?;
+    let script = format!(
+        "#!/bin/sh\ncommand=$1; shift\nexec nsenter -t {} -n -m -- {} \"$command\" --data {} --run {} -p demo \"$@\"\n",
+        board.registry_pid().unwrap_or_default(),
+        coracle_tests::board::coracle().display(),
+        board.data().display(),
+        board.run_folder().display(),
+    );
+    std::fs::write(&path, script)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?;
+    Ok(path)
+}
