@@ -6,6 +6,8 @@
 
 pub mod board;
 pub mod image;
+pub mod proxy;
+pub mod token;
 
 /// Ends the test as skipped, with the reason, unless this machine can run it.
 #[macro_export]

@@ -164,6 +164,14 @@ const COMMANDS: &[About] = &[
         internal: false,
     },
     About {
+        name: "import",
+        usage: "import [--name REFERENCE] PATH",
+        line: "take images from an OCI layout or a docker save archive, without a network",
+        options: &[("--name REFERENCE", "name of an image that has none")],
+        examples: &["coracle import release.tar", "coracle import --name registry.example/web:2 layout/"],
+        internal: false,
+    },
+    About {
         name: "images",
         usage: "images [--json]",
         line: "show the images of the store",
@@ -256,7 +264,7 @@ pub fn print(command: &str) -> Done {
         .ok_or_else(|| Failed::new(Code::Configuration, format!("there is no command {command:?}")))?;
     println!("{}\n\nusage: coracle {}\n", about.line, about.usage);
     let takes_project =
-        !matches!(command, "images" | "df" | "shutdown" | "completion" | "agent" | "shim" | "version");
+        !matches!(command, "images" | "import" | "df" | "shutdown" | "completion" | "agent" | "shim" | "version");
     let mut groups = vec![about.options];
     if takes_project {
         groups.push(PROJECT);

@@ -132,6 +132,7 @@ fn run(command: &str, options: &Options) -> Done {
         "config" => config::config(options),
         "plan" => config::plan(options),
         "pull" => view::pull(options),
+        "import" => view::import(options),
         "images" => view::images(options),
         "df" => view::df(options),
         "inspect" => view::inspect(options),

@@ -66,6 +66,8 @@ pub struct Options {
     pub timestamps: bool,
     /// `--no-log-prefix`.
     pub no_prefix: bool,
+    /// `--name`, of an imported image.
+    pub name: Option<String>,
     /// `--free`.
     pub free: bool,
     /// `--once`: one look in place of a live view.
@@ -131,6 +133,7 @@ impl Options {
                 Short('T') | Long("no-tty") => options.tty = Some(false),
                 Short('i') | Long("interactive") => options.interactive = true,
                 Long("no-log-prefix") => options.no_prefix = true,
+                Long("name") => options.name = Some(text(&mut arguments)?),
                 Long("free") => options.free = true,
                 Long("once") | Long("no-stream") => options.once = true,
                 Short('u') | Long("user") => options.user = Some(text(&mut arguments)?),

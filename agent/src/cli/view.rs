@@ -196,6 +196,19 @@ pub fn pull(options: &Options) -> Done {
     result
 }
 
+pub fn import(options: &Options) -> Done {
+    let [path] = options.rest.as_slice() else {
+        return Err(Failed::new(Code::Configuration, "import takes one archive or folder"));
+    };
+    let path = std::path::absolute(path)?;
+    let started_here = up::ensure_agent(&options.paths)?;
+    let result = show_pull(options, &Request::Import { path, name: options.name.clone() });
+    if started_here {
+        Agent::ask(&options.paths, &Request::Shutdown)?.answer()?;
+    }
+    result
+}
+
 fn show_pull(options: &Options, request: &Request) -> Done {
     let mut agent = Agent::ask(&options.paths, request)?;
     let live = std::io::stderr().is_terminal();

@@ -234,14 +234,47 @@ impl Drop for CancelOnDrop {
     }
 }
 
+/// Takes every image of an archive or folder; one without a name needs `name`.
 async fn import(
     handle: &Handle,
     path: std::path::PathBuf,
     name: Option<String>,
     answers: &mut Answers,
 ) -> Answered {
-    let _ = (handle, name, answers);
-    Ok(Err(Refusal::new(Code::Configuration, format!("{}: import is not there yet", path.display()))))
+    let store = handle.store.clone();
+    let take = move || take_files(&store, &path, name);
+    let taken = tokio::task::spawn_blocking(take).await.unwrap_or(Err(image::Error::Cancelled));
+    let images = match taken {
+        Ok(images) => images,
+        Err(error) => return Ok(Err(preflight::refused(&error))),
+    };
+    let names = images.iter().map(|image| image.reference.clone()).collect();
+    if let Err(refusal) = handle.order(Order::Keep(names)).await {
+        return Ok(Err(refusal));
+    }
+    for image in &images {
+        answers.send(&Reply::Image(info(image))).await?;
+    }
+    Ok(Ok(()))
+}
+
+fn take_files(store: &image::Store, path: &Path, name: Option<String>) -> Result<Vec<Image>, image::Error> {
+    let platform = image::Platform::of_this_machine();
+    let mut files = image::Files::open(path)?;
+    let found = files.images(&platform)?;
+    let refuse = |reason: &str| image::Error::Setting(format!("{}: {reason}", path.display()));
+    if name.is_some() && found.len() > 1 {
+        return Err(refuse("holds several images, each with its name"));
+    }
+    let mut images = Vec::new();
+    for found in found {
+        let named = name.clone().or(found.name);
+        let name: Reference =
+            named.ok_or_else(|| refuse("its image has no name: give one with --name"))?.parse()?;
+        let cancel = AtomicBool::new(false);
+        images.push(image::import(store, &mut files, (&name, &found.digest), &platform, &cancel, &|_| {})?);
+    }
+    Ok(images)
 }
 
 async fn images(handle: &Handle, answers: &mut Answers) -> Answered {

@@ -9,8 +9,10 @@
 
 mod config;
 mod error;
+mod files;
 mod layer;
 mod manifest;
+mod origin;
 mod platform;
 mod pull;
 mod reference;
@@ -19,8 +21,9 @@ mod store;
 
 pub use config::{ImageConfig, ImageHealth};
 pub use error::{Error, ErrorKind};
+pub use files::{Files, Found};
 pub use layer::digest_of;
 pub use platform::Platform;
-pub use pull::{Phase, Progress, PullOptions, RESERVE, Resolved, ResolvedLayer, pull, resolve};
+pub use pull::{Phase, Progress, PullOptions, RESERVE, Resolved, ResolvedLayer, import, pull, resolve};
 pub use reference::{Reference, ReferenceError};
 pub use store::{Freed, Image, ImageUsage, Store, Usage, tree_bytes};

@@ -6,6 +6,7 @@ use super::config::{self, MAX_CONFIG};
 use super::error::Error;
 use super::layer::{Hashed, LayerError, decompressed, digest_of, unpack};
 use super::manifest::{self, Document, Layer, Manifest};
+use super::origin::{BlobRead, Origin};
 use super::platform::Platform;
 use super::reference::Reference;
 use super::registry::Repository;
@@ -163,7 +164,7 @@ pub struct ResolvedLayer {
     pub present: bool,
 }
 
-struct Found {
+struct Wanted {
     digest: String,
     manifest: Manifest,
     manifest_bytes: Vec<u8>,
@@ -178,7 +179,8 @@ struct Found {
 /// # Errors
 /// As [`pull`], before the first layer.
 pub fn resolve(store: &Store, reference: &Reference, options: &PullOptions) -> Result<Resolved, Error> {
-    let found = find(&mut Repository::new(reference, options)?, reference, options)?;
+    let name = reference.to_string();
+    let found = find(&mut Repository::new(reference, options)?, &name, reference.wanted(), &options.platform)?;
     let layers: Vec<ResolvedLayer> = found
         .manifest
         .layers
@@ -209,18 +211,44 @@ pub fn pull(
     cancel: &AtomicBool,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<Image, Error> {
-    let _lock = store.lock();
     let mut repository = Repository::new(reference, options)?;
-    let found = find(&mut repository, reference, options)?;
     let name = reference.to_string();
-    if let Some(image) = store.load(&name, &found.digest) {
+    fetch(store, &mut repository, (&name, reference.wanted()), &options.platform, cancel, progress)
+}
+
+/// Takes an image from files into the store under a name. Blocks; `cancel` ends it at the next piece.
+///
+/// # Errors
+/// As [`pull`].
+pub fn import(
+    store: &Store,
+    files: &mut super::files::Files,
+    (name, digest): (&Reference, &str),
+    platform: &Platform,
+    cancel: &AtomicBool,
+    progress: &(dyn Fn(Progress) + Sync),
+) -> Result<Image, Error> {
+    fetch(store, files, (&name.to_string(), digest), platform, cancel, progress)
+}
+
+fn fetch(
+    store: &Store,
+    origin: &mut dyn Origin,
+    (name, wanted): (&str, &str),
+    platform: &Platform,
+    cancel: &AtomicBool,
+    progress: &(dyn Fn(Progress) + Sync),
+) -> Result<Image, Error> {
+    let _lock = store.lock();
+    let found = find(origin, name, wanted, platform)?;
+    if let Some(image) = store.load(name, &found.digest) {
         // The name may be new.
         let layers = records(store, &found.chain);
-        return store.commit_image(&name, &image.digest, &found.manifest.config.digest, layers);
+        return store.commit_image(name, &image.digest, &found.manifest.config.digest, layers);
     }
     let missing = |it: &(&Layer, &String)| !store.has_layer(it.1);
     let total: u64 = found.manifest.layers.iter().zip(&found.chain).filter(missing).map(|it| it.0.size).sum();
-    let (needed, available) = (expected(total), store.free_bytes().saturating_sub(RESERVE));
+    let (needed, available) = (expected(total), store.available());
     if needed > available {
         return Err(Error::NoSpace { needed, available });
     }
@@ -239,11 +267,11 @@ pub fn pull(
             |phase, bytes| progress(Progress { layer: layer.digest.clone(), phase, done: done + bytes, total });
         let work =
             LayerWork { store, layer, lower: &lower, diff_id: &found.diff_ids[index], chain, cancel, tell: &tell };
-        let bytes = work.run(&mut repository)?;
+        let bytes = work.run(origin)?;
         done += layer.size;
         layers.push(LayerRecord { chain: chain.clone(), bytes });
     }
-    store.commit_image(&name, &found.digest, &found.manifest.config.digest, layers)
+    store.commit_image(name, &found.digest, &found.manifest.config.digest, layers)
 }
 
 fn records(store: &Store, chain: &[String]) -> Vec<LayerRecord> {
@@ -251,36 +279,35 @@ fn records(store: &Store, chain: &[String]) -> Vec<LayerRecord> {
 }
 
 /// Fetches manifest and configuration, and checks that they belong together and to this machine.
-fn find(repository: &mut Repository<'_>, reference: &Reference, options: &PullOptions) -> Result<Found, Error> {
-    let name = reference.to_string();
-    let mut wanted = reference.wanted().to_owned();
+fn find(origin: &mut dyn Origin, name: &str, wanted: &str, platform: &Platform) -> Result<Wanted, Error> {
+    let mut wanted = wanted.to_owned();
     let mut chosen_by_index = false;
     for _ in 0..=MAX_NESTING {
-        let bytes = repository.manifest(&wanted)?;
+        let bytes = origin.manifest(&wanted)?;
         let digest = digest_of(&bytes);
         if wanted.starts_with("sha256:") && digest != wanted {
-            return Err(Error::bad(&name, format!("the registry sent another manifest than {wanted}")));
+            return Err(Error::bad(name, format!("its origin gave another manifest than {wanted}")));
         }
-        match manifest::parse(&name, &bytes)? {
+        match manifest::parse(name, &bytes)? {
             Document::Index(manifests) => {
-                wanted = manifest::choose(&name, &options.platform, &manifests)?.digest.clone();
+                wanted = manifest::choose(name, platform, &manifests)?.digest.clone();
                 chosen_by_index = true;
             }
             Document::Manifest(manifest) => {
-                let config_bytes = config_bytes(repository, &name, &manifest)?;
-                return check(&name, options, digest, manifest, bytes, config_bytes, chosen_by_index);
+                let config_bytes = config_bytes(origin, name, &manifest)?;
+                return check(name, platform, digest, manifest, bytes, config_bytes, chosen_by_index);
             }
         }
     }
     Err(Error::bad(name, "indexes are nested too deep"))
 }
 
-fn config_bytes(repository: &mut Repository<'_>, name: &str, manifest: &Manifest) -> Result<Vec<u8>, Error> {
+fn config_bytes(origin: &mut dyn Origin, name: &str, manifest: &Manifest) -> Result<Vec<u8>, Error> {
     let descriptor = &manifest.config;
     if descriptor.size > MAX_CONFIG {
         return Err(Error::bad(name, format!("its configuration is larger than {MAX_CONFIG} bytes")));
     }
-    let mut blob = repository.blob(&descriptor.digest, descriptor.size);
+    let mut blob = origin.blob(&descriptor.digest, descriptor.size);
     let mut bytes = Vec::new();
     if blob.read_to_end(&mut bytes).is_err() {
         return Err(blob.failure().unwrap_or(Error::Cancelled));
@@ -294,13 +321,13 @@ fn config_bytes(repository: &mut Repository<'_>, name: &str, manifest: &Manifest
 
 fn check(
     name: &str,
-    options: &PullOptions,
+    platform: &Platform,
     digest: String,
     manifest: Manifest,
     manifest_bytes: Vec<u8>,
     config_bytes: Vec<u8>,
     chosen_by_index: bool,
-) -> Result<Found, Error> {
+) -> Result<Wanted, Error> {
     let config = config::parse(name, &config_bytes)?;
     let stated = Platform {
         os: config.os.clone(),
@@ -308,19 +335,18 @@ fn check(
         variant: config.variant.clone(),
     };
     // A configuration without variant is accepted under an index entry that names one: the index decides.
-    let indexed =
-        chosen_by_index && stated.variant.is_empty() && stated.architecture == options.platform.architecture;
-    if options.platform.rank(&stated).is_none() && !indexed {
+    let indexed = chosen_by_index && stated.variant.is_empty() && stated.architecture == platform.architecture;
+    if platform.rank(&stated).is_none() && !indexed {
         return Err(Error::NoPlatform {
             image: name.to_owned(),
-            reason: format!("is for {stated}; this board is {}", options.platform),
+            reason: format!("is for {stated}; this board is {platform}"),
         });
     }
     if config.diff_ids.len() != manifest.layers.len() {
         let reason = format!("{} layers, but {} diff_ids", manifest.layers.len(), config.diff_ids.len());
         return Err(Error::bad(name, reason));
     }
-    Ok(Found {
+    Ok(Wanted {
         digest,
         manifest,
         manifest_bytes,
@@ -353,9 +379,9 @@ struct LayerWork<'a> {
 }
 
 impl LayerWork<'_> {
-    fn run(&self, repository: &mut Repository<'_>) -> Result<u64, Error> {
+    fn run(&self, origin: &mut dyn Origin) -> Result<u64, Error> {
         let staged = self.store.stage()?;
-        let result = self.fetch(repository, &staged);
+        let result = self.fetch(origin, &staged);
         match result {
             Ok(bytes) => {
                 (self.tell)(Phase::Syncing, self.layer.size);
@@ -371,12 +397,12 @@ impl LayerWork<'_> {
     }
 
     /// Downloads in this thread, unpacks in another.
-    fn fetch(&self, repository: &mut Repository<'_>, staged: &std::path::Path) -> Result<u64, Error> {
+    fn fetch(&self, origin: &mut dyn Origin, staged: &std::path::Path) -> Result<u64, Error> {
         let (sender, receiver) = sync_channel::<Vec<u8>>(QUEUE);
-        let mut blob = repository.blob(&self.layer.digest, self.layer.size);
+        let mut blob = origin.blob(&self.layer.digest, self.layer.size);
         let (downloaded, unpacked) = std::thread::scope(|scope| {
             let unpacker = scope.spawn(|| self.unpack(receiver, staged));
-            let downloaded = self.download(&mut blob, sender);
+            let downloaded = self.download(blob.as_mut(), sender);
             (downloaded, unpacker.join())
         });
         // A download that failed ends the unpacker's stream: its error says less.
@@ -399,7 +425,7 @@ impl LayerWork<'_> {
         }
     }
 
-    fn download(&self, blob: &mut impl Read, sender: SyncSender<Vec<u8>>) -> Result<String, Error> {
+    fn download(&self, blob: &mut dyn BlobRead, sender: SyncSender<Vec<u8>>) -> Result<String, Error> {
         let mut hashed = Hashed::new(blob);
         loop {
             if self.cancel.load(Ordering::Relaxed) {

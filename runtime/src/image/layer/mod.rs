@@ -5,6 +5,7 @@ mod tar;
 mod unpack;
 
 pub use decompress::decompressed;
+pub use tar::{Archive, Kind};
 pub use unpack::{LayerError, unpack};
 
 use ring::digest::{Context, SHA256};
