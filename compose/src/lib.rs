@@ -1,13 +1,14 @@
 //! Compose project files: read, interpolated, checked, normalised.
 //!
 //! ```text
-//! text ──yaml──> tree ──interpolate──> tree ──service, port, mount, …──> Project ──check──> Project
+//! text ──yaml──> tree ──interpolate, assemble──> tree ──service, port, mount, …──> Project ──check──> Project
 //! ```
 //!
 //! **Invariant.** Nothing that is written in a file is ignored in silence: it is in the [`Project`], refused, or
 //! warned about.
 #![forbid(unsafe_code)]
 
+mod assemble;
 mod dotenv;
 mod interpolate;
 mod load;

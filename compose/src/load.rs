@@ -1,11 +1,11 @@
 //! From files to a checked project: find, read, interpolate, read the fields, check what concerns several services.
 
-use crate::interpolate::interpolate;
+use crate::assemble::Assembler;
 use crate::model::*;
 use crate::reader::Reader;
 use crate::report::{Notice, Refusal, Refusals};
 use crate::service;
-use crate::yaml::{self, Node, Value};
+use crate::yaml::Node;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -18,14 +18,16 @@ const MAX_SERVICES: usize = 512;
 /// How a project is loaded.
 #[derive(Debug, Clone, Default)]
 pub struct LoadOptions {
-    /// The file; empty: looked for in `folder`.
-    pub file: Option<PathBuf>,
+    /// The files, each over those before it; none: looked for in `folder`, with its override file.
+    pub files: Vec<PathBuf>,
     /// The project's folder: relative paths count from here.
     pub folder: PathBuf,
     /// Project name in place of the file's or folder's.
     pub project_name: Option<String>,
     /// Active profiles.
     pub profiles: Vec<String>,
+    /// Files with variables, in place of `.env`.
+    pub env_files: Vec<PathBuf>,
     /// The caller's environment.
     pub environment: BTreeMap<String, String>,
     /// Host paths below which bind mounts are allowed.
@@ -54,55 +56,75 @@ pub struct Loaded {
 /// # Errors
 /// Everything that is refused, a line each.
 pub fn load(options: &LoadOptions) -> Result<Loaded, Refusals> {
-    let file = find(options)?;
-    let shown = file.display().to_string();
-    let refuse = |reason: String| Refusal { file: shown.clone(), line: 0, field: String::new(), reason };
-    let text = std::fs::read_to_string(&file).map_err(|error| refuse(error.to_string()))?;
+    let files = find(options)?;
+    let options = with_variables(options)?;
+    let shown = files[0].display().to_string();
+    let reader = Reader::new(&shown);
+    let tree = Assembler::new(&reader, &options).files(&files, &options.environment);
+    read_project(reader, &tree, &options).map(|loaded| Loaded { file: files[0].clone(), ..loaded })
+}
+
+/// The caller's environment wins over the files with variables.
+fn with_variables(options: &LoadOptions) -> Result<LoadOptions, Refusals> {
     let mut options = options.clone();
-    let dotenv = options.folder.join(".env");
-    if let Ok(text) = std::fs::read_to_string(&dotenv) {
+    let named = !options.env_files.is_empty();
+    let files = if named { options.env_files.clone() } else { vec![options.folder.join(".env")] };
+    let mut found = BTreeMap::new();
+    for file in files {
+        let refuse =
+            |line, reason| Refusal { file: file.display().to_string(), line, field: String::new(), reason };
+        let text = match std::fs::read_to_string(&file) {
+            Ok(text) => text,
+            Err(error) if named => return Err(refuse(0, error.to_string()).into()),
+            Err(_) => continue,
+        };
         let parsed = crate::dotenv::parse(&text, &options.environment);
-        let place = dotenv.display().to_string();
-        let variables =
-            parsed.map_err(|(line, reason)| Refusal { file: place, line, field: String::new(), reason })?;
-        for variable in variables {
-            // The caller's environment wins over the file.
-            if let Some(value) = variable.value {
-                options.environment.entry(variable.name).or_insert(value);
-            }
+        for variable in parsed.map_err(|(line, reason)| refuse(line, reason))? {
+            // A later file wins over an earlier one.
+            found.extend(variable.value.map(|value| (variable.name, value)));
         }
     }
-    parse_str(&shown, &text, &options).map(|loaded| Loaded { file, ..loaded })
+    for (name, value) in found {
+        options.environment.entry(name).or_insert(value);
+    }
+    Ok(options)
 }
 
-fn find(options: &LoadOptions) -> Result<PathBuf, Refusals> {
-    if let Some(file) = &options.file {
-        return Ok(options.folder.join(file));
+fn find(options: &LoadOptions) -> Result<Vec<PathBuf>, Refusals> {
+    if !options.files.is_empty() {
+        return Ok(options.files.iter().map(|file| options.folder.join(file)).collect());
     }
     let found = NAMES.iter().map(|name| options.folder.join(name)).find(|path| path.is_file());
-    found.ok_or_else(|| {
+    let Some(first) = found else {
         let reason = format!("there is no {} in {}; name the file with -f", NAMES[0], options.folder.display());
-        Refusal { file: String::new(), line: 0, field: String::new(), reason }.into()
-    })
+        return Err(Refusal { file: String::new(), line: 0, field: String::new(), reason }.into());
+    };
+    // `compose.override.yaml` and its older names lie over it (Docker Compose).
+    let base = if first.file_name().is_some_and(|it| it.to_string_lossy().starts_with("docker-")) {
+        "docker-compose.override"
+    } else {
+        "compose.override"
+    };
+    let over = ["yaml", "yml"].map(|ending| options.folder.join(format!("{base}.{ending}")));
+    let over = over.into_iter().find(|path| path.is_file());
+    Ok([first].into_iter().chain(over).collect())
 }
 
-/// Reads a project from text. Touches the disk only for `env_file` and for links in bind mounts.
+/// Reads a project from text. Touches the disk only for `env_file`, `extends`, `include` and links in bind mounts.
 ///
 /// # Errors
 /// Everything that is refused, a line each.
 pub fn parse_str(name: &str, text: &str, options: &LoadOptions) -> Result<Loaded, Refusals> {
     let reader = Reader::new(name);
-    let mut root = yaml::parse(text).map_err(|error| Refusal {
-        file: name.to_owned(),
-        line: error.line,
-        field: String::new(),
-        reason: error.reason,
-    })?;
-    interpolate_tree(&reader, &mut root, "", &options.environment);
-    let mut project = Project { name: project_name(&reader, &root, options), ..Project::default() };
+    let tree = Assembler::new(&reader, options).text(text, &options.environment);
+    read_project(reader, &tree, options)
+}
+
+fn read_project(reader: Reader<'_>, root: &Node, options: &LoadOptions) -> Result<Loaded, Refusals> {
+    let mut project = Project { name: project_name(&reader, root, options), ..Project::default() };
     let mut needs_builder = Vec::new();
     let mut lines = BTreeMap::new();
-    for (key, node) in reader.mapping(&root, "") {
+    for (key, node) in reader.mapping(root, "") {
         match key.as_str() {
             "services" => {
                 for (name, node) in reader.mapping(node, key) {
@@ -115,7 +137,6 @@ pub fn parse_str(name: &str, text: &str, options: &LoadOptions) -> Result<Loaded
             "configs" => project.configs = objects(&reader, node, key, options),
             "name" => {}
             "version" => reader.notice(node.line, key, "has no effect: the Compose Specification has no versions"),
-            "include" => reader.refuse(node.line, key, "is not supported yet: write the services into this file"),
             _ => reader.unknown(
                 node.line,
                 "",
@@ -132,39 +153,9 @@ pub fn parse_str(name: &str, text: &str, options: &LoadOptions) -> Result<Loaded
     check(&reader, &mut project, &lines);
     let (refusals, warnings) = reader.finish();
     if refusals.is_empty() {
-        Ok(Loaded { project, warnings, needs_builder, file: PathBuf::from(name) })
+        Ok(Loaded { project, warnings, needs_builder, file: PathBuf::new() })
     } else {
         Err(Refusals(refusals))
-    }
-}
-
-/// Puts variables into every value; keys stay as they are.
-fn interpolate_tree(reader: &Reader<'_>, node: &mut Node, field: &str, variables: &BTreeMap<String, String>) {
-    let below = |key: &str| {
-        if field.is_empty() { key.to_owned() } else { format!("{field}.{key}") }
-    };
-    match &mut node.value {
-        Value::Scalar { text, plain } if text.contains('$') => match interpolate(text, variables) {
-            Ok(value) => {
-                for name in value.unset {
-                    reader.notice(node.line, field, format!("variable {name} is not set and is taken as empty"));
-                }
-                // What was written is there, even when it became empty: it is not null.
-                (*text, *plain) = (value.text, false);
-            }
-            Err(reason) => reader.refuse(node.line, field, reason),
-        },
-        Value::Scalar { .. } => {}
-        Value::Sequence(nodes) => {
-            for (index, node) in nodes.iter_mut().enumerate() {
-                interpolate_tree(reader, node, &format!("{field}[{index}]"), variables);
-            }
-        }
-        Value::Mapping(entries) => {
-            for (key, node) in entries {
-                interpolate_tree(reader, node, &below(key), variables);
-            }
-        }
     }
 }
 

@@ -12,8 +12,10 @@ const MAX_REFUSALS: usize = 100;
 
 /// Where readers put what they find.
 pub struct Reader<'a> {
-    /// The file, as it was given.
-    pub file: &'a str,
+    /// The first file, as it was given.
+    file: &'a str,
+    /// The others.
+    more_files: RefCell<Vec<String>>,
     refusals: RefCell<Vec<Refusal>>,
     notices: RefCell<Vec<Notice>>,
 }
@@ -21,7 +23,21 @@ pub struct Reader<'a> {
 impl<'a> Reader<'a> {
     /// For one file.
     pub fn new(file: &'a str) -> Self {
-        Self { file, refusals: RefCell::default(), notices: RefCell::default() }
+        Self { file, more_files: RefCell::default(), refusals: RefCell::default(), notices: RefCell::default() }
+    }
+
+    /// Names a further file; its number for [`crate::yaml::mark`].
+    pub fn add_file(&self, file: &str) -> usize {
+        let mut files = self.more_files.borrow_mut();
+        files.push(file.to_owned());
+        files.len()
+    }
+
+    fn place(&self, place: usize) -> (String, usize) {
+        let (file, line) = crate::yaml::file_and_line(place);
+        let files = self.more_files.borrow();
+        let file = file.checked_sub(1).and_then(|at| files.get(at)).map_or(self.file, String::as_str);
+        (file.to_owned(), line)
     }
 
     /// What was found.
@@ -31,26 +47,18 @@ impl<'a> Reader<'a> {
 
     /// Notes a refusal.
     pub fn refuse(&self, line: usize, field: &str, reason: impl Into<String>) {
+        let (file, line) = self.place(line);
         let mut refusals = self.refusals.borrow_mut();
         if refusals.len() < MAX_REFUSALS {
-            refusals.push(Refusal {
-                file: self.file.to_owned(),
-                line,
-                field: field.to_owned(),
-                reason: reason.into(),
-            });
+            refusals.push(Refusal { file, line, field: field.to_owned(), reason: reason.into() });
         }
     }
 
     /// Notes a notice.
     pub fn notice(&self, line: usize, field: &str, message: impl Into<String>) {
         let message = message.into();
-        self.notices.borrow_mut().push(Notice {
-            file: self.file.to_owned(),
-            line,
-            field: field.to_owned(),
-            message,
-        });
+        let (file, line) = self.place(line);
+        self.notices.borrow_mut().push(Notice { file, line, field: field.to_owned(), message });
     }
 
     /// A scalar's text.

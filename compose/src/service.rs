@@ -38,7 +38,6 @@ const REFUSED: &[(&str, &str)] = &[
     ("cpu_rt_period", "real-time CPU limits are not supported"),
     ("cpu_rt_runtime", "real-time CPU limits are not supported"),
     ("credential_spec", "is for Windows"),
-    ("extends", "is not supported yet: write the fields into this service, or use a YAML anchor"),
     ("external_links", "there are no containers outside of projects"),
     ("gpus", "GPUs are not supported"),
     ("isolation", "is for Windows"),

@@ -18,7 +18,7 @@ const MAX_DEPTH: usize = 64;
 /// A node of the tree.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Node {
-    /// Line in the file, from 1.
+    /// Line in the file, from 1; see [`place`].
     pub line: usize,
     /// What it is.
     pub value: Value,
@@ -59,6 +59,29 @@ impl Node {
     /// The text of a scalar.
     pub fn text(&self) -> Option<&str> {
         if let Value::Scalar { text, .. } = &self.value { Some(text) } else { None }
+    }
+}
+
+/// Bits of a line number; above them is the number of the file. Files of [`MAX_BYTES`] have fewer lines.
+const LINE_BITS: u32 = 22;
+
+/// A line of a file as one number, as nodes keep it.
+pub fn place(file: usize, line: usize) -> usize {
+    (file << LINE_BITS) | line
+}
+
+/// The file and the line of such a number.
+pub fn file_and_line(place: usize) -> (usize, usize) {
+    (place >> LINE_BITS, place & ((1 << LINE_BITS) - 1))
+}
+
+/// Notes in all nodes which file they are from.
+pub fn mark(node: &mut Node, file: usize) {
+    node.line = place(file, node.line);
+    match &mut node.value {
+        Value::Scalar { .. } => {}
+        Value::Sequence(nodes) => nodes.iter_mut().for_each(|node| mark(node, file)),
+        Value::Mapping(entries) => entries.iter_mut().for_each(|(_, node)| mark(node, file)),
     }
 }
 

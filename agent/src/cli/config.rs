@@ -7,7 +7,7 @@ use crate::control::{Agent, Reply, Request};
 use crate::exit::Code;
 use coracle_compose::LoadOptions;
 use coracle_runtime::image::Platform;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// How the compose file is read.
 pub fn load_options(options: &Options) -> Result<LoadOptions, Failed> {
@@ -16,7 +16,8 @@ pub fn load_options(options: &Options) -> Result<LoadOptions, Failed> {
     let mut profiles: Vec<String> = profiles.split(',').filter(|it| !it.is_empty()).map(str::to_owned).collect();
     profiles.extend(options.profiles.iter().cloned());
     Ok(LoadOptions {
-        file: options.files.first().map(|file| std::path::absolute(file).unwrap_or_else(|_| file.clone())),
+        files: absolute(&options.files),
+        env_files: absolute(&options.env_files),
         folder,
         project_name: options.project.clone().or_else(|| std::env::var("COMPOSE_PROJECT_NAME").ok()),
         profiles,
@@ -85,6 +86,10 @@ pub fn plan(options: &Options) -> Done {
         );
     }
     Ok(if plan.problems.is_empty() { Code::Done } else { Code::Configuration })
+}
+
+fn absolute(files: &[PathBuf]) -> Vec<PathBuf> {
+    files.iter().map(|file| std::path::absolute(file).unwrap_or_else(|_| file.clone())).collect()
 }
 
 /// True for something that is a path rather than an image's name.
