@@ -15,6 +15,7 @@ mod load;
 mod model;
 mod mount;
 mod port;
+mod print;
 mod quantity;
 mod reader;
 mod report;
@@ -24,6 +25,7 @@ mod yaml;
 
 pub use load::{LoadOptions, Loaded, folder_of, load, parse_str, references};
 pub use model::*;
+pub use print::{to_json, to_yaml};
 pub use quantity::duration as parse_duration;
 pub use report::{Notice, Refusal, Refusals};
 pub use service::signal_number;

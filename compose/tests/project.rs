@@ -198,3 +198,20 @@ fn harmless_fields_warn_and_extensions_do_not() {
     let fields: Vec<_> = loaded.warnings.iter().map(|it| it.field.as_str()).collect();
     assert_eq!(fields, ["version", "services.s.container_name"]);
 }
+
+/// One file with every field that is taken.
+const EVERYTHING: &str = include_str!("everything.yaml");
+
+#[test]
+fn what_config_prints_reads_back_as_the_same_project() {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::create_dir(folder.path().join("here")).expect("made");
+    std::fs::write(folder.path().join("key"), "k").expect("written");
+    let options = LoadOptions { folder: folder.path().into(), ..options(&[("FROM_HOST", "a$b")]) };
+    let first = parse_str("everything.yaml", EVERYTHING, &options).unwrap_or_else(|it| panic!("{it}")).project;
+    for text in [coracle_compose::to_yaml(&first), coracle_compose::to_json(&first)] {
+        let again = parse_str("printed.yaml", &text, &options).unwrap_or_else(|it| panic!("{it}\n{text}")).project;
+        assert_eq!(again, first, "{text}");
+    }
+    assert!(!coracle_compose::to_yaml(&first).contains("a$$b"), "a secret's value is not printed");
+}

@@ -36,8 +36,10 @@ pub fn config(options: &Options) -> Done {
         eprintln!("warning: services.{service}: needs a builder: `up` wants an image");
     }
     if !options.quiet {
-        let text = serde_json::to_string_pretty(&loaded.project).map_err(anyhow::Error::from)?;
-        println!("{text}");
+        match options.json {
+            true => println!("{}", coracle_compose::to_json(&loaded.project)),
+            false => print!("{}", coracle_compose::to_yaml(&loaded.project)),
+        }
     }
     Ok(Code::Done)
 }
