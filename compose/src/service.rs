@@ -296,7 +296,7 @@ const CAPABILITIES: &[&str] = &[
 fn devices(reader: &Reader<'_>, node: &Node, field: &str, s: &mut Service) {
     for (index, node) in reader.sequence(node, field).iter().enumerate() {
         let field = format!("{field}[{index}]");
-        let Some(text) = reader.text(node, &field) else {
+        let Some(text) = device_text(reader, node, &field) else {
             continue;
         };
         if !text.starts_with('/') && text.contains('=') {
@@ -321,6 +321,30 @@ fn devices(reader: &Reader<'_>, node: &Node, field: &str, s: &mut Service) {
             reader.refuse(node.line, &field, format!("{text:?} is no device: write /dev/NAME[:/dev/NAME[:rwm]]"));
         }
     }
+}
+
+/// The short form; the long one has the same three parts.
+fn device_text(reader: &Reader<'_>, node: &Node, field: &str) -> Option<String> {
+    if !matches!(node.value, Value::Mapping(_)) {
+        return reader.text(node, field);
+    }
+    let (mut source, mut target, mut permissions) = (None, None, "rwm".to_owned());
+    for (key, node) in reader.mapping(node, field) {
+        let field = format!("{field}.{key}");
+        match key.as_str() {
+            "source" => source = reader.text(node, &field),
+            "target" => target = reader.text(node, &field),
+            "permissions" => permissions = reader.text(node, &field).unwrap_or_default(),
+            _ => reader.unknown(node.line, &field, key, &["source", "target", "permissions"]),
+        }
+    }
+    let source = source?;
+    Some(match target {
+        // A device by name has one part.
+        _ if !source.starts_with('/') => source,
+        Some(target) => format!("{source}:{target}:{permissions}"),
+        None => format!("{source}:{source}:{permissions}"),
+    })
 }
 
 fn device_rules(reader: &Reader<'_>, node: &Node, field: &str) -> Vec<String> {

@@ -3,6 +3,7 @@
 
 mod demo;
 mod install;
+mod peers;
 
 use anyhow::{Context, bail};
 use std::process::Command;
@@ -30,6 +31,10 @@ fn main() -> anyhow::Result<()> {
 
 fn test() -> anyhow::Result<()> {
     install::packages(TEST_PACKAGES)?;
+    if let Err(error) = peers::docker_compose() {
+        // Its test says that it was skipped.
+        println!("no Docker Compose to compare with: {error:#}");
+    }
     cargo(&["fmt", "--all", "--check"])?;
     cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])?;
     cargo(&["test", "--workspace", "--locked"])?;
