@@ -53,6 +53,9 @@ pub fn resolve(wanted: &Wanted, name: &str, image: &KnownImage, owner: Option<&s
     if arguments(service, image).is_empty() {
         return Err("has nothing to run: neither the image nor the file has a command or an entrypoint".to_owned());
     }
+    if let Some(role) = service.cdi_devices.first() {
+        return Err(format!("asks for the device {role}: this board has no device roles; name the node, /dev/…"));
+    }
     let stop_signal = service.stop_signal.as_deref().or(image.config.stop_signal.as_deref());
     let stop_signal = match stop_signal {
         None => TERM,

@@ -28,5 +28,5 @@ pub use model::*;
 pub use print::{to_json, to_yaml};
 pub use quantity::duration as parse_duration;
 pub use report::{Notice, Refusal, Refusals};
-pub use service::signal_number;
+pub use service::{field_names, signal_number};
 pub use words::split as split_words;

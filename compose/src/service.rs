@@ -50,6 +50,12 @@ const REFUSED: &[(&str, &str)] = &[
     ("volumes_from", "is not supported: name the volumes"),
 ];
 
+/// Names of all fields of a service that are known: taken, warned about, or refused by name.
+pub fn field_names() -> impl Iterator<Item = &'static str> {
+    let named = HARMLESS.iter().chain(REFUSED).map(|(name, _)| *name);
+    KNOWN.iter().copied().chain(named)
+}
+
 /// A service and what belongs to it beside the model.
 pub struct Read {
     /// The service.

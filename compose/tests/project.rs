@@ -215,3 +215,11 @@ fn what_config_prints_reads_back_as_the_same_project() {
     }
     assert!(!coracle_compose::to_yaml(&first).contains("a$$b"), "a secret's value is not printed");
 }
+
+#[test]
+fn the_documentation_has_a_row_for_every_field() {
+    let page = include_str!("../../docs/compose.md");
+    for field in coracle_compose::field_names() {
+        assert!(page.contains(&format!("`{field}`")), "docs/compose.md has no row for {field}");
+    }
+}

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod board;
+pub mod debian;
 pub mod image;
 pub mod proxy;
 pub mod token;

@@ -36,7 +36,8 @@ pub fn run_demo(once: bool) -> anyhow::Result<()> {
         anyhow::bail!("the demo {reason}");
     }
     cargo(&["build", "--locked", "-p", "coracle", "-p", "hello"])?;
-    let base = base()?;
+    std::fs::create_dir_all(FOLDER)?;
+    let base = coracle_tests::debian::base(&Path::new(FOLDER).join("base.tar"))?;
     let mut board = Board::new()?;
     println!("starting a registry, pushing two images");
     board.start_registry("")?;
@@ -87,29 +88,6 @@ fn ask_and_take_down(board: &Board) -> anyhow::Result<()> {
     ensure!(!links.contains("cor-") && !tables.contains("coracle"), "something is left: {links}{tables}");
     println!("all was right");
     Ok(())
-}
-
-/// A Debian root made by mmdebstrap from the sources that apt uses here; kept for the next time.
-fn base() -> anyhow::Result<PathBuf> {
-    let path = Path::new(FOLDER).join("base.tar");
-    if path.exists() {
-        return Ok(path);
-    }
-    std::fs::create_dir_all(FOLDER)?;
-    println!("making a Debian base image (once)");
-    let beside = Path::new(FOLDER).join("base.new.tar");
-    let mut sources: Vec<PathBuf> = ["/etc/apt/sources.list".into()].into();
-    sources
-        .extend(std::fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().flatten().map(|it| it.path()));
-    let debian = |path: &PathBuf| {
-        let text = std::fs::read_to_string(path).unwrap_or_default();
-        let known = path.extension().is_some_and(|it| it == "list" || it == "sources");
-        known && text.contains("debian")
-    };
-    sources.retain(debian);
-    run(Command::new("mmdebstrap").args(["--mode=root", "--variant=essential", ""]).arg(&beside).args(&sources))?;
-    std::fs::rename(&beside, &path)?;
-    Ok(path)
 }
 
 fn image(base: &Path, command: serde_json::Value) -> anyhow::Result<Image> {

@@ -8,10 +8,11 @@ mod peers;
 use anyhow::{Context, bail};
 use std::process::Command;
 
-const USAGE: &str = "usage: cargo xtask test | demo [--once]
+const USAGE: &str = "usage: cargo xtask test | demo [--once] | bench NAME [--json FILE]
 
   demo    a release of two services from a real registry, live; installs what it needs
           --once: without a terminal, asks both services, takes all down, fails when anything was wrong
+  bench   a benchmark beside its peer: pull, start, up10, plan, idle
   test    formatting, lints and every test of the workspace; installs what the tests need";
 
 /// Debian packages that the end-to-end tests use.
@@ -21,12 +22,23 @@ fn main() -> anyhow::Result<()> {
     match std::env::args().nth(1).as_deref() {
         Some("test") => test(),
         Some("demo") => demo::run_demo(std::env::args().any(|argument| argument == "--once")),
+        Some("bench") => bench(&std::env::args().skip(2).collect::<Vec<_>>()),
         Some("--help" | "-h" | "help") => {
             println!("{USAGE}");
             Ok(())
         }
         _ => bail!("{USAGE}"),
     }
+}
+
+/// A benchmark beside its peer, in a release build.
+fn bench(arguments: &[String]) -> anyhow::Result<()> {
+    install::packages(TEST_PACKAGES)?;
+    install::packages(demo::PACKAGES)?;
+    install::packages(&["podman", "crun", "umoci"])?;
+    let mut words = vec!["run", "--release", "--locked", "-q", "-p", "coracle-bench", "--"];
+    words.extend(arguments.iter().map(String::as_str));
+    cargo(&words)
 }
 
 fn test() -> anyhow::Result<()> {

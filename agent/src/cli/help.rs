@@ -132,6 +132,14 @@ const COMMANDS: &[About] = &[
         internal: false,
     },
     About {
+        name: "status",
+        usage: "status",
+        line: "show everything that the agent tells about itself, as JSON",
+        options: &[],
+        examples: &[],
+        internal: true,
+    },
+    About {
         name: "stats",
         usage: "stats [--once] [--json] [SERVICE...]",
         line: "show what services use of processor and memory",
@@ -263,8 +271,10 @@ pub fn print(command: &str) -> Done {
     let about = about(command)
         .ok_or_else(|| Failed::new(Code::Configuration, format!("there is no command {command:?}")))?;
     println!("{}\n\nusage: coracle {}\n", about.line, about.usage);
-    let takes_project =
-        !matches!(command, "images" | "import" | "df" | "shutdown" | "completion" | "agent" | "shim" | "version");
+    let takes_project = !matches!(
+        command,
+        "images" | "status" | "import" | "df" | "shutdown" | "completion" | "agent" | "shim" | "version"
+    );
     let mut groups = vec![about.options];
     if takes_project {
         groups.push(PROJECT);

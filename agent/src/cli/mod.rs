@@ -136,6 +136,7 @@ fn run(command: &str, options: &Options) -> Done {
         "images" => view::images(options),
         "df" => view::df(options),
         "inspect" => view::inspect(options),
+        "status" => view::status(options),
         "stats" => view::stats(options),
         "top" => view::top(options),
         "exec" => exec::exec(options),

@@ -323,6 +323,12 @@ pub fn inspect(options: &Options) -> Done {
     Ok(Code::Done)
 }
 
+/// Everything that the agent tells about itself, as JSON.
+pub fn status(options: &Options) -> Done {
+    json(&Agent::status(&options.paths)?)?;
+    Ok(Code::Done)
+}
+
 pub fn stats(options: &Options) -> Done {
     let look = || -> Result<BTreeMap<String, Usage>, Failed> {
         let (_, project) = project(options)?;

@@ -1,0 +1,83 @@
+//! Private memory and processor time of shim and agent with idle containers.
+
+use crate::figure::Figure;
+use anyhow::Context;
+use coracle_tests::board::{Board, REGISTRY};
+use coracle_tests::image::Image;
+use std::time::Duration;
+
+const QUIET: Duration = Duration::from_secs(120);
+
+pub fn run() -> anyhow::Result<Vec<Figure>> {
+    let mut board = Board::new()?;
+    board.start_registry("")?;
+    board.push(&Image::busybox()?, "app:1")?;
+    let agent = board.command(&["agent"]).stderr(std::process::Stdio::null()).spawn()?;
+    coracle_tests::board::wait_for("the agent", || Ok(board.run_folder().join("agent.sock").exists()))?;
+    let with = |services: usize| -> anyhow::Result<f64> {
+        let mut text = String::from("services:\n");
+        for number in 0..services {
+            text.push_str(&format!(
+                "  s{number}: {{image: \"{REGISTRY}/app:1\", stop_grace_period: 0s, command: sleep 100000}}\n"
+            ));
+        }
+        board.compose(&text)?;
+        board.coracle(&["up", "-d"])?;
+        // Buffers of the start are given back.
+        std::thread::sleep(Duration::from_secs(3));
+        let pids = pids(&board)?;
+        Ok(pids.iter().map(|pid| pss_kib(*pid).unwrap_or(f64::NAN)).sum())
+    };
+    let five = with(5)?;
+    let pids_before = pids(&board)?;
+    let (cpu, switches) = (cpu_seconds(&pids_before)?, switches(&pids_before)?);
+    std::thread::sleep(QUIET);
+    let cpu = (cpu_seconds(&pids_before)? - cpu) / QUIET.as_secs_f64() * 100.0;
+    let wakeups = (self::switches(&pids_before)? - switches) / QUIET.as_secs_f64() * 60.0;
+    let fifteen = with(15)?;
+    drop(board);
+    drop(agent);
+    Ok(vec![
+        Figure::of("pss_mib", "MiB", &[five / 1024.0]),
+        Figure::of("per_container_kib", "KiB", &[(fifteen - five) / 10.0]),
+        Figure::of("cpu_percent", "%", &[cpu]),
+        Figure::of("wakeups_per_minute", "1/min", &[wakeups]),
+    ])
+}
+
+/// Agent and shim.
+fn pids(board: &Board) -> anyhow::Result<[i64; 2]> {
+    let document: serde_json::Value = serde_json::from_str(&board.coracle(&["inspect"])?)?;
+    let pid = |name: &str| document["agent"][name].as_i64().with_context(|| format!("no {name}"));
+    Ok([pid("pid")?, pid("shim_pid")?])
+}
+
+fn pss_kib(pid: i64) -> anyhow::Result<f64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).context("no Pss")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
+
+fn cpu_seconds(pids: &[i64]) -> anyhow::Result<f64> {
+    let mut nanoseconds = 0.0;
+    for pid in pids {
+        for task in std::fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
+            let text = std::fs::read_to_string(task.path().join("schedstat"))?;
+            nanoseconds += text.split(' ').next().context("no time")?.parse::<f64>()?;
+        }
+    }
+    Ok(nanoseconds / 1e9)
+}
+
+/// Times that a thread went to sleep by itself: each was woken before.
+fn switches(pids: &[i64]) -> anyhow::Result<f64> {
+    let mut count = 0.0;
+    for pid in pids {
+        for task in std::fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
+            let text = std::fs::read_to_string(task.path().join("status"))?;
+            let line = text.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+            count += line.context("no switches")?.trim().parse::<f64>()?;
+        }
+    }
+    Ok(count)
+}

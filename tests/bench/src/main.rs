@@ -1,0 +1,39 @@
+//! Benchmarks, each paired with its peer in the same run: `cargo xtask bench NAME [--json FILE]`.
+//!
+//! Rounds alternate between the subjects, so that what else the machine does meets all of them. Figures are medians;
+//! the JSON has the spread.
+
+mod allocations;
+mod figure;
+mod idle;
+mod plan;
+mod podman;
+mod pull;
+mod start;
+
+use anyhow::{Context, bail};
+use figure::Report;
+
+fn main() -> anyhow::Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let name = arguments.next().context("which benchmark: pull, start, up10, plan, idle")?;
+    let file = match arguments.next().as_deref() {
+        Some("--json") => Some(arguments.next().context("--json takes a file")?),
+        Some(other) => bail!("{other:?} is no option: --json FILE"),
+        None => None,
+    };
+    let figures = match name.as_str() {
+        "pull" => pull::run()?,
+        "start" => start::one()?,
+        "up10" => start::ten()?,
+        "plan" => plan::run()?,
+        "idle" => idle::run()?,
+        other => bail!("there is no benchmark {other:?}: pull, start, up10, plan, idle"),
+    };
+    let report = Report { bench: name, machine: figure::machine(), figures };
+    report.print();
+    match file {
+        Some(file) => Ok(std::fs::write(file, report.to_json().to_string())?),
+        None => Ok(()),
+    }
+}
