@@ -171,6 +171,19 @@ impl Board {
         command
     }
 
+    /// Starts an agent and waits until it answers; it ends with the board.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn start_agent(&self) -> anyhow::Result<()> {
+        let log = std::fs::File::create(self.run_folder().join("agent.log"))?;
+        let mut command = Command::new(coracle());
+        command.arg("agent").arg("--data").arg(self.data()).arg("--run").arg(self.run_folder());
+        // Not waited for: it is ended by `shutdown`, or killed by the test.
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?;
+        wait_for("the agent", || Ok(self.output(&["status"])?.status.success()))
+    }
+
     /// Runs a command to its end.
     ///
     /// # Errors

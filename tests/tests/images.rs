@@ -97,8 +97,7 @@ fn every_form_of_an_image_gives_the_same_files() -> anyhow::Result<()> {
     skopeo(&board, &["oci:layout", "oci-archive:oci.tar:registry.example/app:archive"])?;
     skopeo(&board, &["oci:layout", "docker-archive:saved.tar:registry.example/app:saved"])?;
     let mut trees = Vec::new();
-    let _keep_agent = board.command(&["agent"]).stderr(Stdio::null()).spawn()?;
-    coracle_tests::board::wait_for("the agent", || Ok(board.run_folder().join("agent.sock").exists()))?;
+    board.start_agent()?;
     let layout = board.path().join("layout");
     for arguments in [
         vec!["pull", "127.0.0.1:5000/app:oci"],

@@ -4,6 +4,7 @@ use super::options::{Options, is_folder};
 use super::progress::{Ending, follow};
 use super::{Done, Failed, config, service, view};
 use crate::control::{Agent, LogRequest, Reply, Request};
+use crate::engine::ANOTHER;
 use crate::exit::Code;
 use crate::paths::Paths;
 use crate::target::{Registries, Wanted};
@@ -16,6 +17,9 @@ use std::time::Duration;
 /// Looks for an agent that was just started, and the pause between two: it checks its store before it listens.
 const TRIES: u32 = 500;
 const TRY_PAUSE: Duration = Duration::from_millis(20);
+
+/// Bytes of the agent's log that are added to; a larger one is put aside when an agent starts. It lies in memory.
+const MAX_LOG: u64 = 256 * 1024;
 
 pub fn up(options: &Options) -> Done {
     let mut options = options.clone();
@@ -113,8 +117,37 @@ pub fn ensure_agent(paths: &Paths) -> Result<bool, Failed> {
     paths.make().map_err(|error| {
         Failed::new(Code::Internal, format!("using {} and {}: {error}", paths.data.display(), paths.run.display()))
     })?;
-    let log = paths.run.join("agent.log");
-    let mut child = Command::new(std::env::current_exe()?)
+    let mut child = spawn_agent(paths)?;
+    for _ in 0..TRIES {
+        if Agent::status(paths).is_ok() {
+            return Ok(true);
+        }
+        if let Some(status) = child.try_wait()? {
+            let text = std::fs::read_to_string(agent_log(paths)).unwrap_or_default();
+            let last = text.lines().last().unwrap_or_default();
+            if !last.contains(ANOTHER) {
+                return Err(Failed::new(Code::Internal, format!("the agent ended at once ({status}): {last}")));
+            }
+            // One that was started at the same moment will answer, or is at its end.
+            std::thread::sleep(TRY_PAUSE);
+            child = spawn_agent(paths)?;
+        }
+        std::thread::sleep(TRY_PAUSE);
+    }
+    let log = agent_log(paths);
+    Err(Failed::new(Code::Internal, format!("the agent does not answer; its log is {}", log.display())))
+}
+
+fn agent_log(paths: &Paths) -> PathBuf {
+    paths.run.join("agent.log")
+}
+
+fn spawn_agent(paths: &Paths) -> Result<std::process::Child, Failed> {
+    let log = agent_log(paths);
+    if std::fs::metadata(&log).is_ok_and(|it| it.len() > MAX_LOG) {
+        std::fs::rename(&log, log.with_extension("log.old"))?;
+    }
+    let child = Command::new(std::env::current_exe()?)
         .arg("agent")
         .arg("--data")
         .arg(&paths.data)
@@ -122,21 +155,10 @@ pub fn ensure_agent(paths: &Paths) -> Result<bool, Failed> {
         .arg(&paths.run)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(std::fs::File::create(&log)?)
+        .stderr(std::fs::OpenOptions::new().append(true).create(true).open(&log)?)
         .process_group(0)
         .spawn()?;
-    for _ in 0..TRIES {
-        if Agent::status(paths).is_ok() {
-            return Ok(true);
-        }
-        if let Some(status) = child.try_wait()? {
-            let text = std::fs::read_to_string(&log).unwrap_or_default();
-            let last = text.lines().last().unwrap_or_default();
-            return Err(Failed::new(Code::Internal, format!("the agent ended at once ({status}): {last}")));
-        }
-        std::thread::sleep(TRY_PAUSE);
-    }
-    Err(Failed::new(Code::Internal, format!("the agent does not answer; its log is {}", log.display())))
+    Ok(child)
 }
 
 /// Said once for each boot: the device program and the system call filter are not there yet.

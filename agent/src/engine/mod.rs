@@ -26,9 +26,12 @@ use crate::status::Status;
 use crate::target::Target;
 use coracle_runtime::image::{Progress, Store};
 use coracle_runtime::shim::{Client, ContainerStatus, Event};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use record::Record;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -164,6 +167,8 @@ impl Handle {
 
 /// The loop's state beside the engine's.
 pub struct Loop {
+    /// Held as long as this agent lives.
+    _lock: Flock<File>,
     engine: Engine,
     receiver: mpsc::Receiver<Message>,
     client: Rc<RefCell<Client>>,
@@ -177,6 +182,7 @@ impl Loop {
     pub async fn new(paths: Paths) -> anyhow::Result<(Self, Handle)> {
         use anyhow::Context as _;
         paths.make().with_context(|| format!("using {} and {}", paths.data.display(), paths.run.display()))?;
+        let lock = only_agent(&paths)?;
         paths.empty_staging().context("emptying the staging folder")?;
         let store = Store::open(&paths.data.join("images"))?;
         let mut target = Target::load(&paths.target()).context("reading the target")?;
@@ -220,7 +226,7 @@ impl Loop {
         engine.read_disk()?;
         observe::watch_rules(sender.clone());
         let handle = Handle { sender, status, logs, store, paths, client: Rc::clone(&client) };
-        Ok((Self { engine, receiver, client }, handle))
+        Ok((Self { _lock: lock, engine, receiver, client }, handle))
     }
 
     /// Runs until it is told to end. Containers go on.
@@ -441,6 +447,21 @@ impl Engine {
             rules: self.rules.clone(),
             failures: self.failures.iter().map(|(key, (failed, _))| (key.clone(), failed.clone())).collect(),
         }
+    }
+}
+
+/// What a second agent says.
+pub const ANOTHER: &str = "another agent runs with these folders";
+
+/// Two agents on one set of folders would undo each other's work.
+fn only_agent(paths: &Paths) -> anyhow::Result<Flock<File>> {
+    use anyhow::Context as _;
+    let path = paths.run.join("agent.lock");
+    let file = File::create(&path).with_context(|| format!("opening {}", path.display()))?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(lock),
+        Err((_, Errno::EWOULDBLOCK)) => anyhow::bail!("{ANOTHER}: {}", paths.run.display()),
+        Err((_, errno)) => Err(errno).with_context(|| format!("locking {}", path.display())),
     }
 }
 

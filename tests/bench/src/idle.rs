@@ -12,8 +12,7 @@ pub fn run() -> anyhow::Result<Vec<Figure>> {
     let mut board = Board::new()?;
     board.start_registry("")?;
     board.push(&Image::busybox()?, "app:1")?;
-    let agent = board.command(&["agent"]).stderr(std::process::Stdio::null()).spawn()?;
-    coracle_tests::board::wait_for("the agent", || Ok(board.run_folder().join("agent.sock").exists()))?;
+    board.start_agent()?;
     let with = |services: usize| -> anyhow::Result<f64> {
         let mut text = String::from("services:\n");
         for number in 0..services {
@@ -36,7 +35,6 @@ pub fn run() -> anyhow::Result<Vec<Figure>> {
     let wakeups = (self::switches(&pids_before)? - switches) / QUIET.as_secs_f64() * 60.0;
     let fifteen = with(15)?;
     drop(board);
-    drop(agent);
     Ok(vec![
         Figure::of("pss_mib", "MiB", &[five / 1024.0]),
         Figure::of("per_container_kib", "KiB", &[(fifteen - five) / 10.0]),

@@ -49,9 +49,8 @@ pub fn run() -> anyhow::Result<Vec<Figure>> {
 
 /// Seconds, and MiB of agent and shim at their peak beyond those before.
 fn coracle(board: &Board, name: &str) -> anyhow::Result<(f64, f64)> {
-    let mut agent = board.command(&["agent"]).stderr(std::process::Stdio::null()).spawn()?;
-    coracle_tests::board::wait_for("the agent", || Ok(board.run_folder().join("agent.sock").exists()))?;
-    let document: serde_json::Value = serde_json::from_str(&board.coracle(&["status", "--json"])?)?;
+    board.start_agent()?;
+    let document: serde_json::Value = serde_json::from_str(&board.coracle(&["status"])?)?;
     let pids: Vec<i64> = ["pid", "shim_pid"].iter().filter_map(|it| document[it].as_i64()).collect();
     ensure!(pids.len() == 2, "no agent: {document}");
     let memory = |field: &str| pids.iter().map(|pid| kib(*pid, field).unwrap_or(f64::NAN)).sum::<f64>() / 1024.0;
@@ -61,7 +60,7 @@ fn coracle(board: &Board, name: &str) -> anyhow::Result<(f64, f64)> {
     let seconds = begin.elapsed().as_secs_f64();
     let peak = memory("VmHWM:") - idle;
     board.coracle(&["shutdown"])?;
-    agent.wait()?;
+    coracle_tests::board::wait_for("its end", || Ok(!board.output(&["status"])?.status.success()))?;
     std::fs::remove_dir_all(board.data())?;
     Ok((seconds, peak))
 }

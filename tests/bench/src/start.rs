@@ -46,8 +46,7 @@ fn run(
     theirs: impl Fn(&Podman) -> anyhow::Result<f64>,
 ) -> anyhow::Result<Vec<Figure>> {
     let (board, podman) = board()?;
-    let agent = board.command(&["agent"]).stderr(std::process::Stdio::null()).spawn()?;
-    coracle_tests::board::wait_for("the agent", || Ok(board.run_folder().join("agent.sock").exists()))?;
+    board.start_agent()?;
     board.compose(&project(services))?;
     let (mut mine, mut peers) = (Vec::new(), Vec::new());
     // The first round of both fills caches.
@@ -59,7 +58,6 @@ fn run(
         }
     }
     drop(board);
-    drop(agent);
     Ok(vec![
         Figure::ratio("wall_vs_podman", &mine, &peers),
         Figure::of("coracle_ms", "ms", &mine),
