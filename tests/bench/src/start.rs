@@ -69,7 +69,17 @@ fn run(
 pub fn one() -> anyhow::Result<Vec<Figure>> {
     run(1, ROUNDS, |podman| {
         let begin = Instant::now();
-        podman.run(&["run", "-d", "--ulimit", "host", &format!("{REGISTRY}/app:1"), "sleep", "1000"])?;
+        podman.run(&[
+            "run",
+            "-d",
+            "--ulimit",
+            "nofile=1024:1024",
+            "--ulimit",
+            "nproc=1000:1000",
+            &format!("{REGISTRY}/app:1"),
+            "sleep",
+            "1000",
+        ])?;
         let seconds = begin.elapsed().as_secs_f64();
         podman.run(&["rm", "-f", "-t", "0", "-a"])?;
         Ok(seconds * 1000.0)
@@ -83,7 +93,17 @@ pub fn ten() -> anyhow::Result<Vec<Figure>> {
         let mut children = Vec::new();
         for _ in 0..10 {
             let mut command = podman.command();
-            command.args(["run", "-d", "--ulimit", "host", &format!("{REGISTRY}/app:1"), "sleep", "1000"]);
+            command.args([
+                "run",
+                "-d",
+                "--ulimit",
+                "nofile=1024:1024",
+                "--ulimit",
+                "nproc=1000:1000",
+                &format!("{REGISTRY}/app:1"),
+                "sleep",
+                "1000",
+            ]);
             children.push(command.stdout(std::process::Stdio::null()).spawn()?);
         }
         for mut child in children {
