@@ -1,6 +1,7 @@
 //! From a name to a whole image in the store.
 //!
-//! One thread downloads and hashes, another inflates, hashes again and unpacks; a small bounded queue lies between.
+//! Three threads: one downloads and hashes, one inflates, one hashes again and unpacks; small bounded queues lie
+//! between.
 
 use super::config::{self, MAX_CONFIG};
 use super::error::Error;
@@ -16,10 +17,11 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-/// Bytes in one piece between the two threads.
+/// Bytes in one piece between two threads.
 const PIECE: usize = 64 * 1024;
 
-/// Pieces between the two threads: half a MiB, enough that neither waits for the other's every read.
+/// Pieces between two threads: half a MiB, enough that neither waits for the other's every read. Two queues and the
+/// pieces at hand are the memory of a pull.
 const QUEUE: usize = 8;
 
 /// Indexes within indexes.
@@ -396,7 +398,7 @@ impl LayerWork<'_> {
         }
     }
 
-    /// Downloads in this thread, unpacks in another.
+    /// Downloads in this thread, inflates and unpacks in two others.
     fn fetch(&self, origin: &mut dyn Origin, staged: &std::path::Path) -> Result<u64, Error> {
         let (sender, receiver) = sync_channel::<Vec<u8>>(QUEUE);
         let mut blob = origin.blob(&self.layer.digest, self.layer.size);
@@ -448,11 +450,24 @@ impl LayerWork<'_> {
     }
 
     fn unpack(&self, receiver: Receiver<Vec<u8>>, staged: &std::path::Path) -> Result<(u64, String), Error> {
-        let pieces = Pieces { receiver, piece: Vec::new(), at: 0 };
-        let mut plain = Hashed::new(decompressed(self.layer.compression, pieces));
-        let unpacked =
-            unpack(&mut plain, staged, self.lower, self.layer.size).map_err(|error| self.layer_failed(error))?;
-        Ok((unpacked.bytes, plain.finish().0))
+        let (sender, inflated) = sync_channel::<io::Result<Vec<u8>>>(QUEUE);
+        let compression = self.layer.compression;
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                let mut plain = decompressed(compression, Pieces::new(receiver.into_iter().map(Ok)));
+                while let Some(piece) = next_piece(&mut plain) {
+                    let failed = piece.is_err();
+                    // The unpacker gave up, or the stream is broken: both end it.
+                    if sender.send(piece).is_err() || failed {
+                        return;
+                    }
+                }
+            });
+            let mut plain = Hashed::new(Pieces::new(inflated.into_iter()));
+            let unpacked = unpack(&mut plain, staged, self.lower, self.layer.size)
+                .map_err(|error| self.layer_failed(error))?;
+            Ok((unpacked.bytes, plain.finish().0))
+        })
     }
 
     fn layer_failed(&self, error: LayerError) -> Error {
@@ -471,19 +486,41 @@ impl LayerWork<'_> {
     }
 }
 
-/// The queue as a stream.
-struct Pieces {
-    receiver: Receiver<Vec<u8>>,
+/// A full piece of a stream, the last one shorter; `None` at its end.
+fn next_piece(stream: &mut dyn Read) -> Option<io::Result<Vec<u8>>> {
+    let mut piece = vec![0; PIECE];
+    let mut filled = 0;
+    while filled < PIECE {
+        match stream.read(&mut piece[filled..]) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Some(Err(error)),
+        }
+    }
+    piece.truncate(filled);
+    (filled > 0).then_some(Ok(piece))
+}
+
+/// A queue as a stream.
+struct Pieces<I> {
+    pieces: I,
     piece: Vec<u8>,
     at: usize,
 }
 
-impl Read for Pieces {
+impl<I: Iterator<Item = io::Result<Vec<u8>>>> Pieces<I> {
+    fn new(pieces: I) -> Self {
+        Self { pieces, piece: Vec::new(), at: 0 }
+    }
+}
+
+impl<I: Iterator<Item = io::Result<Vec<u8>>>> Read for Pieces<I> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.at == self.piece.len() {
-            match self.receiver.recv() {
-                Ok(piece) => (self.piece, self.at) = (piece, 0),
-                Err(_) => return Ok(0),
+            match self.pieces.next() {
+                Some(piece) => (self.piece, self.at) = (piece?, 0),
+                None => return Ok(0),
             }
         }
         let count = buffer.len().min(self.piece.len() - self.at);
