@@ -92,6 +92,8 @@ pub struct ServiceStatus {
 pub struct RunningStep {
     /// Which.
     pub key: String,
+    /// The project that it belongs to; empty for what belongs to none.
+    pub project: String,
     /// Bytes done and in all, for a pull.
     pub bytes: Option<(u64, u64)>,
 }
@@ -120,7 +122,7 @@ impl Status {
 
     /// Nothing of a project is to be done or under way.
     pub fn is_settled(&self, project: &str) -> bool {
-        self.pending(project).next().is_none()
+        self.pending(project).next().is_none() && !self.running.iter().any(|step| step.project == project)
     }
 
     /// Steps that will not become ready by themselves, when a project has no others left.

@@ -225,3 +225,21 @@ services:
     drop(sender);
     Ok(())
 }
+
+#[test]
+fn a_project_that_is_taken_down_and_wanted_again_at_once_is_whole() -> anyhow::Result<()> {
+    needs_all!();
+    let board = board()?;
+    let text = "services:\n  web: {APP, SERVE, ports: [\"8080:80\"]}\n";
+    up(&board, text)?;
+    for _ in 0..8 {
+        board.coracle(&["down"])?;
+        ensure!(!run(Command::new("ip").args(["-o", "link"]))?.contains("cor-"), "down is over when all is gone");
+        board.coracle(&["up", "-d"])?;
+    }
+    wait_for("the port", || Ok(http("127.0.0.1:8080", "/")?.contains("web")))?;
+    let log = board.log("agent.log");
+    let makes = log.matches("begins step=make network").count();
+    assert_eq!(makes, 9, "each network is made once");
+    Ok(())
+}

@@ -23,7 +23,9 @@ impl Engine {
     /// Begins a step unless it, or too many of its kind, are under way.
     pub(super) fn launch(&mut self, action: &Action, current: &Current, why: &str) {
         let key = action.key();
-        if self.running.contains_key(&key) || !self.has_room_for(action) {
+        let subject = action.subject();
+        let busy = self.running.values().any(|running| running.action.subject() == subject);
+        if busy || !self.has_room_for(action) {
             return;
         }
         tracing::info!(step = %action, why, "begins");

@@ -370,7 +370,6 @@ impl Engine {
                 };
                 self.networks.insert(bridge.clone(), live);
             }
-            (Action::RemoveNetwork { bridge, .. }, _) => drop(self.networks.remove(bridge)),
             (Action::MakeVolume { project, volume }, _) => {
                 self.volumes.insert((project.clone(), volume.clone()));
             }

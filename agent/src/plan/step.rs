@@ -167,6 +167,22 @@ impl Action {
         }
     }
 
+    /// What is changed: two deeds about one thing are never under way at once.
+    pub fn subject(&self) -> String {
+        match self {
+            Self::Pull { image, .. } => format!("image {image}"),
+            Self::MakeNetwork { project, network, .. } | Self::RemoveNetwork { project, network, .. } => {
+                format!("network {project}/{network}")
+            }
+            Self::MakeVolume { project, .. } | Self::RemoveVolumes { project } => format!("volumes of {project}"),
+            Self::ApplyRules { project, .. } | Self::RemoveRules { project } => format!("rules of {project}"),
+            Self::Stop { container } | Self::Remove { container } | Self::Start { container, .. } => {
+                format!("container {container}")
+            }
+            Self::RemoveImages { .. } => "images".to_owned(),
+        }
+    }
+
     /// Names the deed: two steps of one key are never under way at once, and failures are counted by it.
     pub fn key(&self) -> String {
         match self {
@@ -224,7 +240,8 @@ impl Step {
 }
 
 impl Action {
-    fn concerns(&self, name: &str) -> bool {
+    /// True when the deed belongs to a project.
+    pub fn concerns(&self, name: &str) -> bool {
         match self {
             Self::Pull { project, .. }
             | Self::MakeNetwork { project, .. }
