@@ -41,9 +41,10 @@ fn serve(answer: impl Fn() -> std::io::Result<String>) -> std::io::Result<()> {
 
 fn respond(mut stream: TcpStream, answer: &impl Fn() -> std::io::Result<String>) -> std::io::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
-    let mut request = String::new();
-    BufReader::new(stream.try_clone()?.take(8192)).read_line(&mut request)?;
-    println!("{}", request.trim());
+    // All of the request is read: closing with some of it unread would reset the connection.
+    let mut lines = BufReader::new(stream.try_clone()?.take(8192)).lines();
+    println!("{}", lines.next().unwrap_or(Ok(String::new()))?);
+    while lines.next().transpose()?.is_some_and(|line| !line.is_empty()) {}
     let (status, text) = match answer() {
         Ok(text) => ("200 OK", text),
         Err(error) => ("502 Bad Gateway", format!("the clock does not answer: {error}\n")),
