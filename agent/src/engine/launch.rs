@@ -38,15 +38,8 @@ impl Engine {
                 let job = pull(context, image.clone(), options.unwrap_or_default(), &running);
                 self.spawn(key.clone(), job);
             }
-            Action::MakeNetwork { bridge, project, network, range, gateway, internal, definition } => {
-                let live = LiveNetwork {
-                    project: project.clone(),
-                    name: network.clone(),
-                    range: *range,
-                    gateway: *gateway,
-                    definition: definition.clone(),
-                    internal: *internal,
-                };
+            Action::MakeNetwork { bridge, .. } => {
+                let Some(live) = action.made_network() else { return };
                 let (paths, bridge) = (context.paths.as_ref().clone(), bridge.clone());
                 self.spawn(key.clone(), done(blocking(move || execute::make_network(&paths, &bridge, &live))));
             }
@@ -83,13 +76,13 @@ impl Engine {
                 let project = project.clone();
                 self.spawn(key.clone(), done(blocking(move || execute::remove_rules(&project, &old))));
             }
-            Action::Stop { container } => {
+            Action::Stop { container, .. } => {
                 let identity = self.note_stop(container);
                 let grace = Duration::from_millis(identity.stop_grace_ms);
                 let job = execute::stop(context, container.clone(), identity.stop_signal, grace);
                 self.spawn(key.clone(), done(job));
             }
-            Action::Remove { container } => {
+            Action::Remove { container, .. } => {
                 let attached = self.containers.get(container).map(|it| it.record.addresses.clone());
                 let outer = attached.unwrap_or_default().keys().map(|it| outer_name(container, it)).collect();
                 self.spawn(key.clone(), done(execute::remove(context, container.clone(), outer)));

@@ -12,6 +12,7 @@ mod record;
 mod report;
 mod shim;
 
+pub use coracle_runtime::shim::chain;
 pub use launch::options;
 pub use orders::{Order, Refusal, Taken};
 pub use record::{Exit, Reason};
@@ -359,16 +360,8 @@ impl Engine {
                 self.stale.remove(image);
                 self.images.insert(image.clone(), KnownImage { digest: pulled.digest, config: pulled.config });
             }
-            (Action::MakeNetwork { bridge, project, network, range, gateway, internal, definition }, _) => {
-                let live = LiveNetwork {
-                    project: project.clone(),
-                    name: network.clone(),
-                    range: *range,
-                    gateway: *gateway,
-                    definition: definition.clone(),
-                    internal: *internal,
-                };
-                self.networks.insert(bridge.clone(), live);
+            (Action::MakeNetwork { bridge, .. }, _) => {
+                self.networks.extend(action.made_network().map(|live| (bridge.clone(), live)));
             }
             (Action::MakeVolume { project, volume }, _) => {
                 self.volumes.insert((project.clone(), volume.clone()));
@@ -389,7 +382,7 @@ impl Engine {
             (Action::Start { container, .. }, Outcome::Started(started)) => {
                 self.note_started(container, &started);
             }
-            (Action::Remove { container }, _) => {
+            (Action::Remove { container, .. }, _) => {
                 self.containers.remove(container);
                 self.shim.remove(container);
             }
@@ -469,18 +462,4 @@ impl Running {
         let progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
         progress.as_ref().map(|progress| (progress.done, progress.total))
     }
-}
-
-/// An error and its causes in one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let text = cause.to_string();
-        if !line.contains(&text) {
-            line = format!("{line}: {text}");
-        }
-        source = cause.source();
-    }
-    line
 }

@@ -19,7 +19,7 @@ impl Engine {
                 .iter()
                 .map(|(key, running)| RunningStep {
                     key: key.clone(),
-                    project: self.project_of(&running.action),
+                    project: running.action.project().cloned().unwrap_or_default(),
                     bytes: running.bytes(),
                 })
                 .collect(),
@@ -67,25 +67,6 @@ impl Engine {
             }
             changed
         });
-    }
-
-    fn project_of(&self, action: &Action) -> String {
-        let of_container = match action {
-            Action::Stop { container } | Action::Remove { container } => self.containers.get(container),
-            _ => None,
-        };
-        let named = match action {
-            Action::Pull { project, .. }
-            | Action::MakeNetwork { project, .. }
-            | Action::RemoveNetwork { project, .. }
-            | Action::MakeVolume { project, .. }
-            | Action::RemoveVolumes { project }
-            | Action::ApplyRules { project, .. }
-            | Action::RemoveRules { project }
-            | Action::Start { project, .. } => Some(project.clone()),
-            Action::Stop { .. } | Action::Remove { .. } | Action::RemoveImages { .. } => None,
-        };
-        of_container.map(|known| known.identity.project.clone()).or(named).unwrap_or_default()
     }
 
     fn service(&self, project: &str, name: &str, service: &Service, plan: &Plan) -> ServiceStatus {

@@ -207,7 +207,8 @@ impl<'a> Planner<'a> {
         let service = &wanted.project.services[name];
         let round = wanted.round(name).restart;
         let id = planned.resolved.id.clone();
-        let stop = |planner: &mut Self, why: &str| planner.stop(&id, why, planner.dependents(project, name));
+        let stop =
+            |planner: &mut Self, why: &str| planner.stop(project, &id, why, planner.dependents(project, name));
         if !wanted.wants_running(name) {
             if planned.existing.is_some_and(Container::is_running) {
                 stop(self, "it was stopped by hand");
@@ -272,8 +273,9 @@ impl<'a> Planner<'a> {
         })
     }
 
-    fn stop(&mut self, id: &str, why: &str, after: Vec<Wait>) {
-        self.push(Action::Stop { container: id.to_owned() }, why, after);
+    fn stop(&mut self, project: &str, id: &str, why: &str, after: Vec<Wait>) {
+        let action = Action::Stop { container: id.to_owned(), project: project.to_owned() };
+        self.push(action, why, after);
     }
 
     /// Running containers that are to be stopped before `service`, when they go too.
@@ -284,7 +286,7 @@ impl<'a> Planner<'a> {
                 && container.identity.after.contains(service)
                 && !self.stays(id, container)
         });
-        dependents.map(|(id, _)| Wait::After(Action::Stop { container: id.clone() }.key())).collect()
+        dependents.map(|(id, _)| after_stop(id)).collect()
     }
 
     /// True when the container goes on running by this plan.
@@ -300,7 +302,7 @@ impl<'a> Planner<'a> {
 
     fn removals(&self, project: &str, service: &str) -> Vec<Wait> {
         let old = self.of_service(project, service).filter(|(id, _)| !self.kept.contains(*id));
-        old.map(|(id, _)| Wait::After(Action::Remove { container: id.clone() }.key())).collect()
+        old.map(|(id, _)| after_removal(id)).collect()
     }
 
     fn volumes(&mut self, project: &str, service: &Service) -> Vec<Wait> {
@@ -423,13 +425,14 @@ impl<'a> Planner<'a> {
             let why = if in_project { "its definition changed" } else { "no project wants it" };
             let mut waits = Vec::new();
             if container.is_running() {
-                self.stop(id, why, self.dependents(&identity.project, &identity.service));
-                waits.push(Wait::After(Action::Stop { container: id.clone() }.key()));
+                self.stop(&identity.project, id, why, self.dependents(&identity.project, &identity.service));
+                waits.push(after_stop(id));
             }
-            self.push(Action::Remove { container: id.clone() }, why, waits);
+            let action = Action::Remove { container: id.clone(), project: identity.project.clone() };
+            self.push(action, why, waits);
         }
         for (action, why, waits) in self.networks.removals() {
-            let waits = waits.into_iter().map(|id| Wait::After(Action::Remove { container: id }.key())).collect();
+            let waits = waits.iter().map(|id| after_removal(id)).collect();
             self.push(action, why, waits);
         }
         for project in self.current.rules.keys() {
@@ -454,7 +457,7 @@ impl<'a> Planner<'a> {
             .containers
             .iter()
             .filter(|(id, container)| container.identity.project == project && !self.kept.contains(*id));
-        containers.map(|(id, _)| Wait::After(Action::Remove { container: id.clone() }.key())).collect()
+        containers.map(|(id, _)| after_removal(id)).collect()
     }
 
     pub fn finish(mut self) -> Plan {
@@ -470,6 +473,16 @@ impl<'a> Planner<'a> {
         let wake = pauses.filter(|until| *until > self.now).min();
         Plan { steps: self.steps, problems: self.problems, wake }
     }
+}
+
+/// After a container has ended by a step of this plan.
+fn after_stop(id: &str) -> Wait {
+    Wait::After(format!("stop {id}"))
+}
+
+/// After a container is gone.
+fn after_removal(id: &str) -> Wait {
+    Wait::After(format!("remove {id}"))
 }
 
 /// Services in an order in which each comes after those it refers to; names decide otherwise.

@@ -1,6 +1,6 @@
 //! Steps as data: what is done, why, and what it waits for.
 
-use crate::current::Moment;
+use crate::current::{LiveNetwork, Moment};
 use coracle_runtime::network::subnet::Range;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -72,11 +72,15 @@ pub enum Action {
     Stop {
         /// Container id.
         container: String,
+        /// Its project.
+        project: String,
     },
     /// Remove an ended container with its writable layer.
     Remove {
         /// Container id.
         container: String,
+        /// Its project.
+        project: String,
     },
     /// Start a container; a new one is made first.
     Start {
@@ -176,7 +180,7 @@ impl Action {
             }
             Self::MakeVolume { project, .. } | Self::RemoveVolumes { project } => format!("volumes of {project}"),
             Self::ApplyRules { project, .. } | Self::RemoveRules { project } => format!("rules of {project}"),
-            Self::Stop { container } | Self::Remove { container } | Self::Start { container, .. } => {
+            Self::Stop { container, .. } | Self::Remove { container, .. } | Self::Start { container, .. } => {
                 format!("container {container}")
             }
             Self::RemoveImages { .. } => "images".to_owned(),
@@ -192,8 +196,8 @@ impl Action {
             Self::MakeVolume { project, volume } => format!("make volume {project}/{volume}"),
             Self::RemoveVolumes { project } => format!("remove volumes of {project}"),
             Self::ApplyRules { project, .. } | Self::RemoveRules { project } => format!("rules of {project}"),
-            Self::Stop { container } => format!("stop {container}"),
-            Self::Remove { container } => format!("remove {container}"),
+            Self::Stop { container, .. } => format!("stop {container}"),
+            Self::Remove { container, .. } => format!("remove {container}"),
             Self::Start { container, .. } => format!("start {container}"),
             Self::RemoveImages { .. } => "remove unused images".to_owned(),
         }
@@ -242,6 +246,26 @@ impl Step {
 impl Action {
     /// True when the deed belongs to a project.
     pub fn concerns(&self, name: &str) -> bool {
+        self.project().is_some_and(|project| project == name)
+    }
+
+    /// The network that [`Action::MakeNetwork`] makes.
+    pub fn made_network(&self) -> Option<LiveNetwork> {
+        let Self::MakeNetwork { project, network, range, gateway, internal, definition, .. } = self else {
+            return None;
+        };
+        Some(LiveNetwork {
+            project: project.clone(),
+            name: network.clone(),
+            range: *range,
+            gateway: *gateway,
+            definition: definition.clone(),
+            internal: *internal,
+        })
+    }
+
+    /// The project that the deed belongs to.
+    pub fn project(&self) -> Option<&String> {
         match self {
             Self::Pull { project, .. }
             | Self::MakeNetwork { project, .. }
@@ -250,11 +274,10 @@ impl Action {
             | Self::RemoveVolumes { project }
             | Self::ApplyRules { project, .. }
             | Self::RemoveRules { project }
-            | Self::Start { project, .. } => project == name,
-            Self::Stop { container } | Self::Remove { container } => {
-                container.strip_prefix(name).is_some_and(|rest| rest.starts_with('-'))
-            }
-            Self::RemoveImages { .. } => false,
+            | Self::Stop { project, .. }
+            | Self::Remove { project, .. }
+            | Self::Start { project, .. } => Some(project),
+            Self::RemoveImages { .. } => None,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A world that the planner's steps are done in: no kernel, no clock, only data.
 
-use coracle::current::{Container, Current, Health, KnownImage, LiveNetwork, Moment, State};
+use coracle::current::{Container, Current, Health, KnownImage, Moment, State};
 use coracle::plan::{Action, Plan, plan, stuck};
 use coracle::target::{Target, Wanted};
 use coracle::wanted;
@@ -79,20 +79,12 @@ impl World {
                 current.stale.remove(image);
                 current.images.insert(image.clone(), image_of(image));
             }
-            Action::MakeNetwork { bridge, project, network, range, gateway, internal, definition } => {
+            Action::MakeNetwork { bridge, range, .. } => {
                 assert!(
                     current.networks.values().all(|live| !live.range.overlaps(range)),
                     "{range} is taken already"
                 );
-                let live = LiveNetwork {
-                    project: project.clone(),
-                    name: network.clone(),
-                    range: *range,
-                    gateway: *gateway,
-                    definition: definition.clone(),
-                    internal: *internal,
-                };
-                current.networks.insert(bridge.clone(), live);
+                current.networks.extend(action.made_network().map(|live| (bridge.clone(), live)));
             }
             Action::RemoveNetwork { bridge, project, network } => {
                 let attached =
@@ -112,12 +104,12 @@ impl World {
                 current.rules.insert(project.clone(), rules.clone());
             }
             Action::RemoveRules { project } => drop(current.rules.remove(project)),
-            Action::Stop { container } => {
+            Action::Stop { container, .. } => {
                 let it = current.containers.get_mut(container).expect("only what is there is stopped");
                 assert!(it.is_running());
                 it.state = State::Ended { code: 143, at: self.now, streak: 1, ordered: true };
             }
-            Action::Remove { container } => {
+            Action::Remove { container, .. } => {
                 let it = current.containers.remove(container).expect("only what is there is removed");
                 assert!(!it.is_running(), "removed while it runs");
             }

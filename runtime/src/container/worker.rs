@@ -9,7 +9,7 @@ use super::program::NotRunnable;
 use super::rootfs::{self, Kind, Root, RootError};
 use super::spec::{ContainerSpec, DeviceSpec, ExecSpec, NetworkNamespace, SPEC_FILE, SharedNamespace, SourceSpec};
 use super::volume;
-use crate::shim::{Failure, FailureKind};
+use crate::shim::{Failure, FailureKind, chain};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -82,20 +82,6 @@ impl From<AccountError> for Failure {
     fn from(error: AccountError) -> Self {
         Self::new(FailureKind::Refused, error.to_string())
     }
-}
-
-/// Joins an error's layers into one line: libcontainer's outer messages say little.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let text = cause.to_string();
-        if !line.contains(&text) {
-            line = format!("{line}: {text}");
-        }
-        source = cause.source();
-    }
-    line
 }
 
 /// Reads the description of a container.

@@ -25,6 +25,6 @@ pub(crate) use transport::{receive_descriptor, wait_readable};
 
 pub use client::{Client, ClientError, Connection};
 pub use protocol::{
-    ContainerStatus, Event, ExitStatus, Failure, FailureKind, LogPage, LogRecord, Reply, Request, Stream,
+    ContainerStatus, Event, ExitStatus, Failure, FailureKind, LogPage, LogRecord, Reply, Request, Stream, chain,
 };
 pub use server::{ServerError, run};

@@ -312,6 +312,20 @@ impl Failure {
     }
 }
 
+/// An error and its causes in one line: outer messages alone say little.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let text = cause.to_string();
+        if !line.contains(&text) {
+            line = format!("{line}: {text}");
+        }
+        source = cause.source();
+    }
+    line
+}
+
 /// Decodes one packet from the agent.
 ///
 /// # Errors
