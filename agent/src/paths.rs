@@ -67,6 +67,16 @@ impl Paths {
     pub fn shim_container(&self, id: &str) -> PathBuf {
         self.run.join("containers").join(id)
     }
+    /// Where its containers are in the cgroup hierarchy. Agents with other folders have another place: a container's
+    /// cgroup is killed before it is started, and that must never meet somebody else's.
+    pub fn cgroup(&self) -> String {
+        if self.run == Path::new(RUN) {
+            return "/coracle".to_owned();
+        }
+        let digest = coracle_runtime::image::digest_of(self.run.as_os_str().as_encoded_bytes());
+        format!("/coracle-{}", &digest["sha256:".len()..][..8])
+    }
+
     /// Unfinished removals, on the data folder's file system.
     pub fn staging(&self) -> PathBuf {
         self.data.join("removed")

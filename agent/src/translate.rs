@@ -23,9 +23,6 @@ const CPU_PERIOD: u64 = 100_000;
 /// PATH when neither image nor file has one (Docker's default).
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Where containers are in the cgroup hierarchy.
-const CGROUP: &str = "/coracle";
-
 /// Everything that a container is made of.
 pub struct Parts<'a> {
     /// Its project.
@@ -124,7 +121,7 @@ pub fn container(paths: &Paths, parts: &Parts<'_>) -> Result<Made, String> {
         sysctls: sysctls(service),
         shm_size: service.shm_size.unwrap_or(SHM_SIZE),
         limits: limits(&service.limits),
-        cgroup: cgroup(service, parts.id),
+        cgroup: cgroup(paths, service, parts.id),
         network: network(parts, service)?,
         pid: shared(parts, service.pid.as_deref())?,
         ipc: shared(parts, service.ipc.as_deref())?,
@@ -157,10 +154,11 @@ fn device(device: &coracle_compose::Device) -> DeviceSpec {
 }
 
 /// Its cgroup, below the hierarchy's root.
-fn cgroup(service: &Service, id: &str) -> String {
+fn cgroup(paths: &Paths, service: &Service, id: &str) -> String {
+    let root = paths.cgroup();
     match &service.cgroup_parent {
-        Some(parent) => format!("{CGROUP}/{}/{id}", parent.trim_matches('/')),
-        None => format!("{CGROUP}/{id}"),
+        Some(parent) => format!("{root}/{}/{id}", parent.trim_matches('/')),
+        None => format!("{root}/{id}"),
     }
 }
 

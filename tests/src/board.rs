@@ -184,6 +184,36 @@ impl Board {
         wait_for("the agent", || Ok(self.output(&["status"])?.status.success()))
     }
 
+    /// The folders of this board in the cgroup hierarchies.
+    pub fn cgroups(&self) -> Vec<PathBuf> {
+        let run = self.run_folder();
+        let digest = coracle_runtime::image::digest_of(run.as_os_str().as_encoded_bytes());
+        let name = format!("coracle-{}", &digest["sha256:".len()..][..8]);
+        let roots = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|it| it.path());
+        let all = roots.chain(["/sys/fs/cgroup".into()]).map(|root| root.join(&name));
+        all.filter(|folder| folder.is_dir()).collect()
+    }
+
+    /// Kills every agent of this board, found by the folder in its arguments.
+    ///
+    /// # Errors
+    /// When /proc cannot be read.
+    pub fn kill_agent(&self) -> anyhow::Result<()> {
+        let mark = self.data().display().to_string();
+        for entry in std::fs::read_dir("/proc")?.flatten() {
+            let words = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let words = String::from_utf8_lossy(&words);
+            let is_agent =
+                words.contains(&mark) && words.contains("coracle\0agent\0") && !words.starts_with("timeout");
+            let pid = entry.file_name().to_string_lossy().parse::<i32>();
+            if let (true, Ok(pid)) = (is_agent, pid) {
+                // Ended meanwhile: then it need not be killed.
+                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+            }
+        }
+        Ok(())
+    }
+
     /// Runs a command to its end.
     ///
     /// # Errors
@@ -274,6 +304,9 @@ impl Drop for Board {
         if let Some(registry) = &mut self.registry {
             let _ = registry.kill();
             let _ = registry.wait();
+        }
+        for folder in self.cgroups() {
+            let _ = std::fs::remove_dir(folder);
         }
         let _ = nix::mount::umount(&self.run_folder());
     }

@@ -229,7 +229,7 @@ fn a_pull_that_is_killed_at_any_moment_leaves_whole_layers_and_goes_on() -> anyh
         let mut pull = pull.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         std::thread::sleep(Duration::from_millis(20 + (seed >> 33) % 160));
-        kill_agents(&board);
+        board.kill_agent()?;
         finished += usize::from(pull.wait()?.success());
         agent.wait()?;
         for (path, line) in layers(&board).unwrap_or_default() {
@@ -247,18 +247,3 @@ fn a_pull_that_is_killed_at_any_moment_leaves_whole_layers_and_goes_on() -> anyh
 
 /// Kills; each takes about a tenth of a second.
 const ROUNDS: usize = 150;
-
-/// Kills every agent of this board, by the folder in its arguments.
-fn kill_agents(board: &Board) {
-    let mark = board.data().display().to_string();
-    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let words = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let words = String::from_utf8_lossy(&words);
-        let is_agent =
-            words.contains(&mark) && words.contains("coracle\0agent\0") && !words.starts_with("timeout");
-        let pid = entry.file_name().to_string_lossy().parse::<i32>();
-        if let (true, Ok(pid)) = (is_agent, pid) {
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
-        }
-    }
-}

@@ -109,3 +109,44 @@ services:
     assert!(board.coracle(&["logs", "short"])?.contains("last words"));
     Ok(())
 }
+
+#[test]
+fn an_agent_that_is_killed_at_any_moment_finds_the_same_containers_and_leaks_nothing() -> anyhow::Result<()> {
+    needs!("docker-registry", "skopeo", "nft", "busybox", "ip");
+    let board = up(TWO)?;
+    let web = board.service("web")?["pid"].clone();
+    let mut seed = 3_u64;
+    for round in 0..KILLS {
+        // A change is under way: one service is made anew each time.
+        board.compose(&TWO.replace("sleep 1000", &format!("sleep {}", 2000 + round)))?;
+        let mut change = board.command(&["up", "-d"]);
+        let mut change = change.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn()?;
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        std::thread::sleep(std::time::Duration::from_millis((seed >> 33) % 200));
+        board.kill_agent()?;
+        change.wait()?;
+    }
+    board.coracle(&["up", "-d"])?;
+    ensure!(board.service("web")?["pid"] == web, "what did not change runs on\n{}", board.log("agent.log"));
+    assert_eq!(board.service("client")?["state"], "running");
+    board.coracle(&["down", "-v"])?;
+    let links = run(Command::new("ip").args(["-o", "link"]))?;
+    ensure!(!links.contains("cor"), "interfaces are left: {links}");
+    let left = |folder: &str| std::fs::read_dir(board.path().join(folder)).map_or(0, Iterator::count);
+    assert_eq!([left("data/containers"), left("run/containers"), left("run/files"), left("run/state")], [0; 4]);
+    let shim = serde_json::from_str::<serde_json::Value>(&board.coracle(&["status"])?)?["shim_pid"].clone();
+    let open = std::fs::read_dir(format!("/proc/{shim}/fd"))?.count();
+    ensure!(open < 16, "the shim holds {open} descriptors");
+    let left: Vec<_> = board
+        .cgroups()
+        .iter()
+        .flat_map(|folder| std::fs::read_dir(folder).into_iter().flatten().flatten())
+        .filter(|entry| entry.path().is_dir())
+        .map(|entry| entry.path())
+        .collect();
+    ensure!(left.is_empty(), "cgroups are left: {left:?}");
+    Ok(())
+}
+
+/// Each takes about a fifth of a second.
+const KILLS: usize = 25;

@@ -72,7 +72,11 @@ const COMMANDS: &[About] = &[
         name: "ps",
         usage: "ps [--json] [FOLDER]",
         line: "show services and what they wait for",
-        options: &[("--json", "for programs"), ("-q", "container ids alone")],
+        options: &[
+            ("--json", "for programs"),
+            ("-q", "container ids alone"),
+            ("--services", "names of services alone"),
+        ],
         examples: &["coracle ps", "coracle ps -p demo --json"],
         internal: false,
     },

@@ -68,6 +68,8 @@ pub struct Options {
     pub no_prefix: bool,
     /// `--name`, of an imported image.
     pub name: Option<String>,
+    /// `--services`: names alone.
+    pub services: bool,
     /// `--free`.
     pub free: bool,
     /// `--once`: one look in place of a live view.
@@ -134,6 +136,7 @@ impl Options {
                 Short('i') | Long("interactive") => options.interactive = true,
                 Long("no-log-prefix") => options.no_prefix = true,
                 Long("name") => options.name = Some(text(&mut arguments)?),
+                Long("services") => options.services = true,
                 Long("free") => options.free = true,
                 Long("once") | Long("no-stream") => options.once = true,
                 Short('u') | Long("user") => options.user = Some(text(&mut arguments)?),

@@ -48,6 +48,10 @@ pub fn ps(options: &Options) -> Done {
         json(&project)?;
         return Ok(Code::Done);
     }
+    if options.services {
+        project.services.keys().for_each(|name| println!("{name}"));
+        return Ok(Code::Done);
+    }
     if options.quiet {
         project.services.values().for_each(|service| println!("{}", service.container));
         return Ok(Code::Done);

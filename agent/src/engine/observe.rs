@@ -276,7 +276,7 @@ pub(super) fn cgroup_of(paths: &Paths, id: &str) -> String {
     }
     let file = paths.shim_container(id).join(coracle_runtime::container::SPEC_FILE);
     let part = read_part::<Part>(&file);
-    part.map_or_else(|| format!("/coracle/{id}"), |part| part.cgroup)
+    part.map_or_else(|| format!("{}/{id}", paths.cgroup()), |part| part.cgroup)
 }
 
 fn read_part<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {
