@@ -241,6 +241,10 @@ fn a_dependency_that_will_not_come_is_told_and_a_repaired_one_is_followed() -> a
     assert_eq!(board.service("web")?["state"], "running");
     let job = board.coracle(&["logs", "--no-log-prefix", "job"])?;
     assert_eq!(job.trim(), "ran", "a job that ended well is not run again");
+    board.compose(&project(&services.replace(r#", healthcheck: {test: "true", interval: 200ms}"#, "")))?;
+    let (code, said) = board.refused(&["up", "-d"])?;
+    ensure!(code == 2 && said.contains("db has no health check"), "{code} {said}");
+    assert_eq!(board.service("web")?["state"], "running", "a refusal changes nothing");
     Ok(())
 }
 

@@ -86,6 +86,7 @@ impl<'a> Planner<'a> {
                 None => self.keep_all_of(name, service),
             }
         }
+        self.refuse_waits_without_check(name, wanted, &planned);
         self.networks.wanted(name, wanted, &self.kept);
         let networks = self.networks.of_project(name);
         let addresses: BTreeMap<&str, _> = order
@@ -104,6 +105,26 @@ impl<'a> Planner<'a> {
         for &service in &order {
             if let Some(it) = planned.get(service) {
                 self.bring_up(name, wanted, service, it, addresses[service].clone(), rules.clone());
+            }
+        }
+    }
+
+    /// Nobody becomes healthy without a check.
+    fn refuse_waits_without_check(
+        &mut self,
+        project: &str,
+        wanted: &Wanted,
+        planned: &BTreeMap<&str, Planned<'a>>,
+    ) {
+        for (name, service) in &wanted.project.services {
+            let in_vain = service.depends_on.iter().filter(|(other, dependency)| {
+                let unchecked = planned.get(other.as_str()).is_some_and(|it| it.resolved.check.is_none());
+                dependency.condition == Condition::ServiceHealthy && dependency.required && unchecked
+            });
+            for (other, _) in in_vain {
+                let reason =
+                    format!("waits for {other} to be healthy, and {other} has no health check: give it one");
+                self.problem(project, name, reason);
             }
         }
     }
