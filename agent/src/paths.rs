@@ -77,6 +77,11 @@ impl Paths {
         format!("/coracle-{}", &digest["sha256:".len()..][..8])
     }
 
+    /// A container's cgroup. Compose's `cgroup_parent` is refused: all lie below one.
+    pub fn cgroup_of(&self, id: &str) -> String {
+        format!("{}/{id}", self.cgroup())
+    }
+
     /// Unfinished removals, on the data folder's file system.
     pub fn staging(&self) -> PathBuf {
         self.data.join("removed")

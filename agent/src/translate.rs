@@ -121,7 +121,7 @@ pub fn container(paths: &Paths, parts: &Parts<'_>) -> Result<Made, String> {
         sysctls: sysctls(service),
         shm_size: service.shm_size.unwrap_or(SHM_SIZE),
         limits: limits(&service.limits),
-        cgroup: cgroup(paths, service, parts.id),
+        cgroup: paths.cgroup_of(parts.id),
         network: network(parts, service)?,
         pid: shared(parts, service.pid.as_deref())?,
         ipc: shared(parts, service.ipc.as_deref())?,
@@ -150,15 +150,6 @@ fn device(device: &coracle_compose::Device) -> DeviceSpec {
         source: device.source.clone(),
         target: device.target.clone(),
         permissions: device.permissions.clone(),
-    }
-}
-
-/// Its cgroup, below the hierarchy's root.
-fn cgroup(paths: &Paths, service: &Service, id: &str) -> String {
-    let root = paths.cgroup();
-    match &service.cgroup_parent {
-        Some(parent) => format!("{root}/{}/{id}", parent.trim_matches('/')),
-        None => format!("{root}/{id}"),
     }
 }
 

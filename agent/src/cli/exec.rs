@@ -8,7 +8,6 @@ use crate::exit::Code;
 use coracle_runtime::container::ExecSpec;
 use coracle_runtime::shim::{Client, Event, Reply, Request};
 use std::io::IsTerminal;
-use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 /// Time that the shim may take to begin the command.
@@ -89,6 +88,5 @@ async fn run(options: &Options, request: Request, tty: bool) -> Result<i32, Fail
             return Ok(exit.code);
         }
     }
-    let _ = std::io::stdin().as_raw_fd();
     Err(Failed::new(Code::Internal, "the shim is gone"))
 }

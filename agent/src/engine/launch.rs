@@ -90,8 +90,7 @@ impl Engine {
             Action::Start { container, project, service, addresses, round, again } => {
                 match self.start_job(container, project, service, addresses, current) {
                     Ok(job) => {
-                        let checked = self.note_start(container, &job.identity, addresses, *round, *again);
-                        let _ = checked;
+                        self.note_start(container, &job.identity, addresses, *round, *again);
                         let job = async move { execute::start(context, job).await.map(Outcome::Started) };
                         self.spawn(key.clone(), job);
                     }
@@ -125,7 +124,7 @@ impl Engine {
     }
 
     fn spawn(&self, key: String, job: impl Future<Output = Result<Outcome, StepError>> + 'static) {
-        let sender = self.sender.clone();
+        let sender = self.ears.sender.clone();
         tokio::task::spawn_local(async move {
             let outcome = job.await;
             // The loop is at its end: nobody needs to know.
@@ -172,7 +171,7 @@ impl Engine {
         addresses: &BTreeMap<String, Ipv4Addr>,
         round: u64,
         again: bool,
-    ) -> bool {
+    ) {
         self.containers.entry(id.to_owned()).or_insert_with(|| Known {
             identity: identity.clone(),
             record: super::Record::default(),
@@ -183,7 +182,6 @@ impl Engine {
             known.record.note_start(addresses.clone(), round, again, checked);
         }
         self.save_record(id);
-        checked
     }
 
     fn start_job(
@@ -294,14 +292,7 @@ fn links(
             bridge: bridge(project, name),
             mac: attached[name].mac_address.as_deref().and_then(mac),
             interface: Interface {
-                name: format!("{outer}i")
-                    .chars()
-                    .rev()
-                    .take(MAX_INTERFACE)
-                    .collect::<String>()
-                    .chars()
-                    .rev()
-                    .collect(),
+                name: format!("{outer}i"),
                 inner: format!("eth{number}"),
                 address,
                 range: live.range,

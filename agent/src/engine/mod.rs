@@ -26,10 +26,11 @@ use crate::plan::{self, Action, Plan};
 use crate::status::Status;
 use crate::target::Target;
 use coracle_runtime::image::{Progress, Store};
-use coracle_runtime::shim::{Client, ContainerStatus, Event};
+use coracle_runtime::shim::{Client, ContainerStatus};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use record::Record;
+use shim::Ears;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -57,13 +58,13 @@ const PROGRESS_PAUSE: Duration = Duration::from_millis(200);
 /// Starts under way at once. The shim has eight workers; more starts would only wait there.
 const MAX_STARTS: usize = 8;
 
-/// Pulls under way at once: each has two threads and its buffers, and they share one network and one disk.
+/// Pulls under way at once: each has three threads and its buffers, and they share one network and one disk.
 const MAX_PULLS: usize = 1;
 
 /// What the loop waits for.
 pub enum Message {
-    /// The shim tells something.
-    Shim(Event),
+    /// A container ended, or events were lost: the shim must be looked at.
+    ShimChanged,
     /// The shim is gone.
     ShimGone,
     /// A deed ended.
@@ -129,11 +130,9 @@ pub struct Engine {
     running_sender: watch::Sender<BTreeSet<String>>,
     names: names::Servers,
     probes: BTreeMap<String, probe::Handle>,
-    execs: Rc<RefCell<probe::Execs>>,
-    log_sender: watch::Sender<u64>,
+    ears: Ears,
     status: watch::Sender<Rc<Status>>,
     order: u64,
-    sender: mpsc::Sender<Message>,
 }
 
 /// What others hold of the engine.
@@ -193,11 +192,12 @@ impl Loop {
         observe::remember_boot(&paths)?;
         let (sender, receiver) = mpsc::channel(QUEUE);
         let connection = shim::connect(&paths).await?;
-        shim::forward(connection.events, sender.clone());
         let paths = Rc::new(paths);
         let (running_sender, running) = watch::channel(BTreeSet::new());
         let (status_sender, status) = watch::channel(Rc::new(Status::default()));
         let (log_sender, logs) = watch::channel(0);
+        let ears = Ears { sender: sender.clone(), logs: log_sender, execs: Rc::default() };
+        ears.listen(connection.events);
         let client = Rc::new(RefCell::new(connection.client.clone()));
         let context =
             Context { paths: Rc::clone(&paths), store: store.clone(), client: connection.client, running };
@@ -218,11 +218,9 @@ impl Loop {
             running_sender,
             names: names::Servers::default(),
             probes: BTreeMap::new(),
-            execs: Rc::default(),
-            log_sender,
+            ears,
             status: status_sender,
             order: 0,
-            sender: sender.clone(),
         };
         engine.read_disk()?;
         observe::watch_rules(sender.clone());
@@ -278,7 +276,7 @@ impl Loop {
     async fn reconnect(&mut self) -> anyhow::Result<()> {
         tracing::warn!("the shim is gone; starting another");
         let connection = shim::connect(&self.engine.context.paths).await?;
-        shim::forward(connection.events, self.engine.sender.clone());
+        self.engine.ears.listen(connection.events);
         *self.client.borrow_mut() = connection.client.clone();
         self.engine.context.client = connection.client;
         self.engine.shim_pid = connection.shim_pid;
@@ -298,25 +296,14 @@ impl Engine {
         self.cancel_unwanted(&plan);
         self.update_names();
         self.update_probes();
-        self.publish(&plan, &current);
+        self.publish(&plan);
         plan
     }
 
     /// Takes one message; true when the shim must be looked at.
     fn take(&mut self, message: Message) -> bool {
         match message {
-            Message::Shim(Event::ExecEnded { exec, exit, timed_out, output }) => {
-                self.execs.borrow_mut().ended(exec, probe::End { code: exit.code, timed_out, output });
-                false
-            }
-            Message::Shim(Event::LogGrew { .. }) => {
-                self.log_sender.send_modify(|count| *count += 1);
-                false
-            }
-            Message::Shim(Event::Ended { .. } | Event::Lost) => {
-                self.log_sender.send_modify(|count| *count += 1);
-                true
-            }
+            Message::ShimChanged => true,
             Message::Done { key, outcome } => self.done(&key, outcome),
             Message::Probe(probed) => {
                 self.probed(&probed);

@@ -11,7 +11,6 @@ use coracle_runtime::container::cgroup;
 use coracle_runtime::network::links::Links;
 use coracle_runtime::network::watch::Removals;
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -140,7 +139,7 @@ impl Engine {
             return;
         }
         // Read now: the cgroup goes with the next start.
-        let oom_kills = cgroup::oom_kills(&cgroup_of(&self.context.paths, id));
+        let oom_kills = cgroup::oom_kills(&self.context.paths.cgroup_of(id));
         known.record.note_end(status, oom_kills);
         let last = known.record.last().cloned();
         tracing::info!(container = %id, code = exit.code, reason = ?last.map(|it| it.reason), oom_kills, "ended");
@@ -219,7 +218,7 @@ impl Engine {
     /// Looks, in a thread, whether every rule set is still there.
     pub(super) fn check_rules(&self) {
         let projects: Vec<String> = self.rules.keys().cloned().collect();
-        let sender = self.sender.clone();
+        let sender = self.ears.sender.clone();
         tokio::task::spawn_local(async move {
             let look = move || projects.into_iter().filter(|it| !is_in_force(it)).collect::<Vec<_>>();
             if let Ok(lost) = tokio::task::spawn_blocking(look).await
@@ -266,19 +265,4 @@ pub(super) fn watch_rules(sender: mpsc::Sender<Message>) {
 /// True when the kernel has the project's table.
 fn is_in_force(project: &str) -> bool {
     coracle_runtime::network::firewall::is_in_force(project)
-}
-
-/// The container's cgroup, from the description that the shim got.
-pub(super) fn cgroup_of(paths: &Paths, id: &str) -> String {
-    #[derive(serde::Deserialize)]
-    struct Part {
-        cgroup: String,
-    }
-    let file = paths.shim_container(id).join(coracle_runtime::container::SPEC_FILE);
-    let part = read_part::<Part>(&file);
-    part.map_or_else(|| format!("{}/{id}", paths.cgroup()), |part| part.cgroup)
-}
-
-fn read_part<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {
-    serde_json::from_slice(&std::fs::read(path).ok()?).ok()
 }

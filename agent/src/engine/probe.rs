@@ -122,8 +122,8 @@ impl Engine {
             };
             let prober = Prober {
                 client: self.context.client.clone(),
-                execs: Rc::clone(&self.execs),
-                sender: self.sender.clone(),
+                execs: Rc::clone(&self.ears.execs),
+                sender: self.ears.sender.clone(),
                 id: id.clone(),
                 run,
                 check: check.clone(),

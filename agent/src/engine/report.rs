@@ -1,16 +1,13 @@
 //! The status that everybody sees.
 
-use super::observe::cgroup_of;
 use super::{Engine, Known};
-use crate::current::Current;
 use crate::plan::{Action, Plan, Wait};
 use crate::status::{Failure, ProjectStatus, RunningStep, ServiceStatus, Status};
 use coracle_compose::Service;
 use std::rc::Rc;
 
 impl Engine {
-    pub(super) fn publish(&mut self, plan: &Plan, current: &Current) {
-        let _ = current;
+    pub(super) fn publish(&mut self, plan: &Plan) {
         let mut status = Status {
             steps: plan.steps.clone(),
             problems: plan.problems.clone(),
@@ -133,7 +130,7 @@ impl Engine {
             exits: record.exits.iter().cloned().collect(),
             addresses: record.addresses.clone(),
             log_dropped: shim.map_or(0, |it| it.log_dropped),
-            cgroup: cgroup_of(&self.context.paths, id),
+            cgroup: self.context.paths.cgroup_of(id),
             oom_kills: record.oom_kills,
             ..status
         }

@@ -1,13 +1,16 @@
 //! The shim from the agent's side: found, or started beside the agent so that it outlives it.
 
 use super::Message;
+use super::probe::{End, Execs};
 use crate::paths::Paths;
 use anyhow::Context;
 use coracle_runtime::shim::{Client, Connection, Event, Request};
+use std::cell::RefCell;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
+use std::rc::Rc;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 /// Looks for a shim that was just started.
 const TRIES: u32 = 200;
@@ -71,15 +74,35 @@ fn spawn(paths: &Paths) -> anyhow::Result<std::process::Child> {
     Ok(child)
 }
 
-/// Passes the shim's events to the loop.
-pub fn forward(mut events: mpsc::Receiver<Event>, sender: mpsc::Sender<Message>) {
-    tokio::task::spawn_local(async move {
-        while let Some(event) = events.recv().await {
-            if sender.send(Message::Shim(event)).await.is_err() {
-                return;
+/// Where the shim's events go.
+#[derive(Clone)]
+pub struct Ears {
+    /// To the loop: what changes the plan.
+    pub sender: mpsc::Sender<Message>,
+    /// To readers of logs: that there is more. The loop does not wake for a line of log.
+    pub logs: watch::Sender<u64>,
+    /// To health checks: how their commands ended.
+    pub execs: Rc<RefCell<Execs>>,
+}
+
+impl Ears {
+    /// Passes a connection's events on until the shim is gone.
+    pub fn listen(&self, mut events: mpsc::Receiver<Event>) {
+        let ears = self.clone();
+        tokio::task::spawn_local(async move {
+            while let Some(event) = events.recv().await {
+                if let Event::ExecEnded { exec, exit, timed_out, output } = event {
+                    ears.execs.borrow_mut().ended(exec, End { code: exit.code, timed_out, output });
+                    continue;
+                }
+                ears.logs.send_modify(|count| *count += 1);
+                let changes = !matches!(event, Event::LogGrew { .. });
+                if changes && ears.sender.send(Message::ShimChanged).await.is_err() {
+                    return;
+                }
             }
-        }
-        // The loop may be at its end.
-        let _ = sender.send(Message::ShimGone).await;
-    });
+            // The loop may be at its end.
+            let _ = ears.sender.send(Message::ShimGone).await;
+        });
+    }
 }

@@ -3,7 +3,7 @@
 use crate::figure::Figure;
 use crate::podman::Podman;
 use anyhow::{Context, ensure};
-use coracle_tests::board::{Board, REGISTRY, run as command};
+use coracle_tests::board::{Board, run as command};
 use coracle_tests::image::Image;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -96,7 +96,6 @@ fn skopeo_umoci(board: &Board, name: &str, round: usize) -> anyhow::Result<f64> 
 /// Bytes that the registry keeps for the image.
 fn compressed(board: &Board) -> anyhow::Result<u64> {
     let text = command(Command::new("du").args(["-sb"]).arg(board.path().join("registry")))?;
-    let _ = REGISTRY;
     Ok(text.split_whitespace().next().context("no size")?.parse()?)
 }
 

@@ -17,8 +17,6 @@ fn board() -> anyhow::Result<(Board, Podman)> {
     podman.run(&["pull", "-q", "--tls-verify=false", &image])?;
     board.compose("services: {}\n")?;
     board.coracle(&["pull", &image])?;
-    // One that stays, so that each round meets a running agent.
-    std::fs::create_dir_all(board.path().join("other"))?;
     Ok((board, podman))
 }
 
