@@ -85,6 +85,17 @@ impl Board {
         Ok(Self { folder, registry: None })
     }
 
+    /// One with a registry that has busybox as `app:1`.
+    ///
+    /// # Errors
+    /// As [`Board::new`], [`Board::start_registry`] and [`Board::push`].
+    pub fn with_app() -> anyhow::Result<Self> {
+        let mut board = Self::new()?;
+        board.start_registry("")?;
+        board.push(&Image::busybox()?, "app:1")?;
+        Ok(board)
+    }
+
     /// The board's own folder.
     pub fn path(&self) -> &Path {
         self.folder.path()

@@ -2,16 +2,8 @@
 
 use anyhow::ensure;
 use coracle_tests::board::{Board, http, run, wait_for};
-use coracle_tests::image::Image;
 use coracle_tests::needs;
 use std::process::Command;
-
-fn board() -> anyhow::Result<Board> {
-    let mut board = Board::new()?;
-    board.start_registry("")?;
-    board.push(&Image::busybox()?, "app:1")?;
-    Ok(board)
-}
 
 fn up(board: &Board, text: &str) -> anyhow::Result<()> {
     let app = "image: 127.0.0.1:5000/app:1, stop_grace_period: 0s";
@@ -86,7 +78,7 @@ impl Drop for Neighbour {
 #[test]
 fn a_published_port_answers_from_everywhere_it_should() -> anyhow::Result<()> {
     needs_all!();
-    let board = board()?;
+    let board = Board::with_app()?;
     up(
         &board,
         r#"
@@ -121,7 +113,7 @@ networks: {a: {}, b: {}, c: {}}
 #[test]
 fn names_of_services_are_answered_for_every_type() -> anyhow::Result<()> {
     needs_all!();
-    let board = board()?;
+    let board = Board::with_app()?;
     up(
         &board,
         r#"
@@ -145,7 +137,7 @@ services:
 #[test]
 fn network_modes_are_what_they_say() -> anyhow::Result<()> {
     needs_all!();
-    let board = board()?;
+    let board = Board::with_app()?;
     up(
         &board,
         r#"
@@ -182,7 +174,7 @@ networks: {own: {ipam: {config: [{subnet: 10.99.1.0/24}]}}, closed: {internal: t
 #[test]
 fn flushed_rules_are_put_back_and_down_succeeds_without_them() -> anyhow::Result<()> {
     needs_all!();
-    let board = board()?;
+    let board = Board::with_app()?;
     up(&board, "services:\n  web: {APP, SERVE, ports: [\"8080:80\"]}\n")?;
     wait_for("the port", || Ok(http("127.0.0.1:8080", "/")?.contains("web")))?;
     let pid = board.service("web")?["pid"].clone();
@@ -198,7 +190,7 @@ fn flushed_rules_are_put_back_and_down_succeeds_without_them() -> anyhow::Result
 #[test]
 fn a_udp_flow_from_before_reaches_the_container() -> anyhow::Result<()> {
     needs_all!();
-    let board = board()?;
+    let board = Board::with_app()?;
     let outside = Neighbour::new()?;
     // Somebody else's rules make the kernel track flows before there are any of ours.
     for hook in ["prerouting", "output"] {
@@ -229,7 +221,7 @@ services:
 #[test]
 fn a_project_that_is_taken_down_and_wanted_again_at_once_is_whole() -> anyhow::Result<()> {
     needs_all!();
-    let board = board()?;
+    let board = Board::with_app()?;
     let text = "services:\n  web: {APP, SERVE, ports: [\"8080:80\"]}\n";
     up(&board, text)?;
     for _ in 0..8 {

@@ -2,7 +2,6 @@
 
 use anyhow::ensure;
 use coracle_tests::board::{Board, http, run, wait_for};
-use coracle_tests::image::Image;
 use coracle_tests::needs;
 use serde_json::json;
 use std::process::Command;
@@ -25,9 +24,7 @@ volumes: {kept: {}}
 
 /// A board with the image in its registry and the project up.
 fn up(project: &str) -> anyhow::Result<Board> {
-    let mut board = Board::new()?;
-    board.start_registry("")?;
-    board.push(&Image::busybox()?, "app:1")?;
+    let board = Board::with_app()?;
     board.compose(project)?;
     board.coracle(&["up", "-d"])?;
     Ok(board)

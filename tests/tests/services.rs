@@ -6,14 +6,6 @@ use coracle_tests::image::{Entry, Image};
 use coracle_tests::needs;
 use serde_json::json;
 
-/// A board with busybox as `app:1`.
-fn board() -> anyhow::Result<Board> {
-    let mut board = Board::new()?;
-    board.start_registry("")?;
-    board.push(&Image::busybox()?, "app:1")?;
-    Ok(board)
-}
-
 /// Brings a project up whose services are one line each; `APP` is the image.
 fn up(board: &Board, services: &str) -> anyhow::Result<()> {
     board.compose(&project(services))?;
@@ -41,7 +33,7 @@ macro_rules! needs_all {
 #[test]
 fn a_process_has_what_its_service_says() -> anyhow::Result<()> {
     needs_all!();
-    let board = board()?;
+    let board = Board::with_app()?;
     up(
         &board,
         r#"
@@ -92,7 +84,7 @@ fn a_process_has_what_its_service_says() -> anyhow::Result<()> {
 #[test]
 fn exec_has_the_container_s_user_folder_and_groups_and_gives_its_exit_code() -> anyhow::Result<()> {
     needs_all!();
-    let board = board()?;
+    let board = Board::with_app()?;
     up(&board, "  app: {APP, command: sleep 1000, user: pump, working_dir: /tmp, environment: {A: b}}\n")?;
     assert_eq!(board.coracle(&["exec", "app", "pwd"])?.trim(), "/tmp");
     let id = board.coracle(&["exec", "app", "id"])?;
@@ -114,7 +106,7 @@ fn exec_has_the_container_s_user_folder_and_groups_and_gives_its_exit_code() -> 
 #[test]
 fn a_program_that_cannot_be_run_is_one_clear_line() -> anyhow::Result<()> {
     needs_all!();
-    let board = board()?;
+    let board = Board::with_app()?;
     let image = Image::busybox()?.layer(vec![
         Entry::File("a.sh".into(), 0o755, b"echo hi\n".to_vec()),
         Entry::File("b.sh".into(), 0o644, b"#!/bin/sh\necho hi\n".to_vec()),
@@ -139,7 +131,7 @@ fn a_program_that_cannot_be_run_is_one_clear_line() -> anyhow::Result<()> {
 #[test]
 fn a_new_volume_holds_what_the_image_has_there_and_is_kept() -> anyhow::Result<()> {
     needs_all!();
-    let board = board()?;
+    let board = Board::with_app()?;
     let image = Image::busybox()?.layer(vec![
         Entry::Owner(999, 999),
         Entry::Folder("data".into(), 0o700),
@@ -175,7 +167,7 @@ volumes: {v: {}}
 #[test]
 fn mount_points_that_are_links_or_missing_are_made_inside_the_root() -> anyhow::Result<()> {
     needs_all!();
-    let board = board()?;
+    let board = Board::with_app()?;
     let image = Image::busybox()?.layer(vec![
         Entry::Link("etc/resolv.conf".into(), "/tmp/none/r".into()),
         Entry::Folder("run".into(), 0o755),
@@ -205,7 +197,7 @@ secrets: {k: {environment: K}}
 #[test]
 fn memory_that_ran_out_is_told_from_an_exit() -> anyhow::Result<()> {
     needs_all!();
-    let board = board()?;
+    let board = Board::with_app()?;
     up(
         &board,
         r#"
@@ -227,7 +219,7 @@ fn memory_that_ran_out_is_told_from_an_exit() -> anyhow::Result<()> {
 #[test]
 fn a_dependency_that_will_not_come_is_told_and_a_repaired_one_is_followed() -> anyhow::Result<()> {
     needs_all!();
-    let board = board()?;
+    let board = Board::with_app()?;
     let services = r#"
   web: {APP, command: sleep 1000, depends_on: {db: {condition: service_healthy}, job: {condition: service_completed_successfully}}}
   db: {APP, command: sh -c 'exit 3', healthcheck: {test: "true", interval: 200ms}}
@@ -251,7 +243,7 @@ fn a_dependency_that_will_not_come_is_told_and_a_repaired_one_is_followed() -> a
 #[test]
 fn restart_policies_hold_and_their_pauses_grow() -> anyhow::Result<()> {
     needs_all!();
-    let board = board()?;
+    let board = Board::with_app()?;
     up(
         &board,
         r#"
@@ -277,7 +269,7 @@ fn restart_policies_hold_and_their_pauses_grow() -> anyhow::Result<()> {
 #[test]
 fn a_hanging_check_is_killed_whole_and_leaves_nothing() -> anyhow::Result<()> {
     needs_all!();
-    let board = board()?;
+    let board = Board::with_app()?;
     up(
         &board,
         r#"
@@ -297,7 +289,7 @@ fn a_hanging_check_is_killed_whole_and_leaves_nothing() -> anyhow::Result<()> {
 #[test]
 fn stop_start_and_restart_keep_the_container() -> anyhow::Result<()> {
     needs_all!();
-    let board = board()?;
+    let board = Board::with_app()?;
     up(&board, "  app: {APP, restart: always, command: sh -c 'echo begin; touch /mark; sleep 1000'}\n")?;
     let before = board.service("app")?;
     board.coracle(&["stop", "app"])?;

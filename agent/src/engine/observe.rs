@@ -63,6 +63,13 @@ impl Engine {
             let completed = entry.path().join(COMPLETED).exists();
             self.containers.insert(id, Known { identity, record, completed });
         }
+        // Left by an agent that was killed between a container's folder and its record.
+        for entry in std::fs::read_dir(paths.run.join("state"))?.flatten() {
+            let id = entry.path().file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            if !self.containers.contains_key(&id) {
+                std::fs::remove_file(entry.path())?;
+            }
+        }
         for project in std::fs::read_dir(paths.data.join("volumes"))?.flatten() {
             for volume in std::fs::read_dir(project.path())?.flatten() {
                 let names = (project.file_name(), volume.file_name());
