@@ -68,8 +68,8 @@ impl Engine {
             }
             Action::ApplyRules { project, rules } => {
                 let old = self.rules.get(project).cloned().unwrap_or_default();
-                let rules = rules.clone();
-                self.spawn(key.clone(), done(blocking(move || execute::apply_rules(&old, &rules))));
+                let (project, rules) = (project.clone(), rules.clone());
+                self.spawn(key.clone(), done(blocking(move || execute::apply_rules(&project, &old, &rules))));
             }
             Action::RemoveRules { project } => {
                 let old = self.rules.get(project).cloned().unwrap_or_default();

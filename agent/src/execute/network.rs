@@ -48,12 +48,16 @@ pub fn remove_network(paths: &Paths, bridge: &str) -> Result<(), StepError> {
     Ok(())
 }
 
-/// Puts a rule set in force, and forgets the flows of UDP ports that were or are published. Blocks.
+/// Puts a rule set in force in the place of `old`, and forgets the flows of UDP ports that were or are published.
+/// Blocks.
 ///
 /// # Errors
 /// When the tool or the kernel refuses.
-pub fn apply_rules(old: &str, rules: &str) -> Result<(), StepError> {
-    firewall::apply(rules)?;
+pub fn apply_rules(project: &str, old: &str, rules: &str) -> Result<(), StepError> {
+    match old {
+        "" => firewall::make(project, rules)?,
+        _ => firewall::replace(project, rules)?,
+    }
     let ports = [firewall::udp_ports(old), firewall::udp_ports(rules)].concat();
     conntrack::forget_udp(&ports)?;
     Ok(())

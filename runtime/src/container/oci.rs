@@ -27,18 +27,6 @@ const MASKED: &[&str] = &[
 /// Paths of `/proc` that are shown but cannot be written.
 const READ_ONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// Device nodes that every container may use: null, zero, full, random, urandom, tty, ptmx and its own terminals.
-const DEFAULT_DEVICES: &[(i64, Option<i64>)] = &[
-    (1, Some(3)),
-    (1, Some(5)),
-    (1, Some(7)),
-    (1, Some(8)),
-    (1, Some(9)),
-    (5, Some(0)),
-    (5, Some(2)),
-    (136, None),
-];
-
 /// A device node whose numbers were looked up on the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceNode {
@@ -77,6 +65,8 @@ pub struct Resolved {
     pub ipc: Option<PathBuf>,
     /// Device nodes.
     pub devices: Vec<DeviceNode>,
+    /// There is one cgroup hierarchy, which can be shown.
+    pub unified_cgroup: bool,
 }
 
 /// The whole `config.json`.
@@ -148,7 +138,7 @@ pub fn exec_process(container: &ProcessSpec, exec: &ExecSpec) -> ProcessSpec {
 }
 
 fn mounts(spec: &ContainerSpec, resolved: &Resolved) -> Vec<Value> {
-    let mut mounts = system_mounts(spec);
+    let mut mounts = system_mounts(spec, resolved.unified_cgroup);
     let wanted = spec.mounts.iter().zip(&resolved.targets);
     mounts.extend(wanted.map(|(mount, target)| user_mount(mount, target)));
     let files = spec.files.iter().zip(resolved.targets.iter().skip(spec.mounts.len()));
@@ -159,7 +149,7 @@ fn mounts(spec: &ContainerSpec, resolved: &Resolved) -> Vec<Value> {
     mounts
 }
 
-fn system_mounts(spec: &ContainerSpec) -> Vec<Value> {
+fn system_mounts(spec: &ContainerSpec, unified_cgroup: bool) -> Vec<Value> {
     let sys_access = if spec.privileged { "rw" } else { "ro" };
     let mut mounts = vec![
         mount("proc", "proc", "/proc", &["nosuid", "noexec", "nodev"]),
@@ -172,6 +162,11 @@ fn system_mounts(spec: &ContainerSpec) -> Vec<Value> {
         ),
         mount("sysfs", "sysfs", "/sys", &["nosuid", "noexec", "nodev", sys_access]),
     ];
+    if unified_cgroup {
+        // Language runtimes read their limits there.
+        let options = ["nosuid", "noexec", "nodev", "relatime", sys_access];
+        mounts.push(mount("cgroup2", "cgroup", "/sys/fs/cgroup", &options));
+    }
     if spec.ipc == SharedNamespace::Host {
         mounts.push(bind(Path::new("/dev/shm"), Path::new("/dev/shm"), &["rbind", "nosuid", "noexec", "nodev"]));
     } else {
@@ -222,7 +217,6 @@ fn linux(spec: &ContainerSpec, resolved: &Resolved) -> Value {
     json!({
         "cgroupsPath": spec.cgroup,
         "namespaces": namespaces(spec, resolved),
-        "resources": resources(spec, resolved),
         "devices": devices,
         "sysctl": spec.sysctls,
         "rootfsPropagation": "slave",
@@ -250,73 +244,4 @@ fn namespaces(spec: &ContainerSpec, resolved: &Resolved) -> Vec<Value> {
         namespaces.push(json!({ "type": "cgroup" }));
     }
     namespaces
-}
-
-fn resources(spec: &ContainerSpec, resolved: &Resolved) -> Value {
-    let limits = &spec.limits;
-    let mut memory = json!({});
-    for (name, value) in [
-        ("limit", limits.memory),
-        ("reservation", limits.memory_reservation),
-        ("swap", limits.memory_swap),
-        ("swappiness", limits.memory_swappiness.and_then(|value| i64::try_from(value).ok())),
-    ] {
-        if let Some(value) = value {
-            memory[name] = json!(value);
-        }
-    }
-    if limits.oom_kill_disable {
-        memory["disableOOMKiller"] = json!(true);
-    }
-    let mut cpu = json!({});
-    for (name, value) in [
-        ("shares", json!(limits.cpu.shares)),
-        ("quota", json!(limits.cpu.quota)),
-        ("period", json!(limits.cpu.period)),
-        ("cpus", json!(limits.cpu.cpus)),
-    ] {
-        if !value.is_null() {
-            cpu[name] = value;
-        }
-    }
-    let mut resources = json!({ "devices": device_rules(spec, resolved), "memory": memory, "cpu": cpu });
-    if let Some(pids) = limits.pids {
-        resources["pids"] = json!({ "limit": pids });
-    }
-    resources
-}
-
-fn device_rules(spec: &ContainerSpec, resolved: &Resolved) -> Vec<Value> {
-    if spec.privileged {
-        return vec![json!({ "allow": true, "access": "rwm" })];
-    }
-    let mut rules = vec![json!({ "allow": false, "access": "rwm" })];
-    for (major, minor) in DEFAULT_DEVICES {
-        let mut rule = json!({ "allow": true, "type": "c", "major": major, "access": "rwm" });
-        if let Some(minor) = minor {
-            rule["minor"] = json!(minor);
-        }
-        rules.push(rule);
-    }
-    for node in &resolved.devices {
-        rules
-            .push(json!({ "allow": true, "type": node.kind.to_string(), "major": node.major, "minor": node.minor,
-                           "access": node.access }));
-    }
-    rules.extend(spec.device_rules.iter().filter_map(|rule| written_rule(rule)));
-    rules
-}
-
-/// A rule as Compose writes it: `c 1:3 rwm`, numbers or `*`.
-fn written_rule(rule: &str) -> Option<Value> {
-    let mut words = rule.split_whitespace();
-    let (kind, numbers, access) = (words.next()?, words.next()?, words.next()?);
-    let (major, minor) = numbers.split_once(':')?;
-    let mut value = json!({ "allow": true, "type": kind, "access": access });
-    for (name, number) in [("major", major), ("minor", minor)] {
-        if number != "*" {
-            value[name] = json!(number.parse::<i64>().ok()?);
-        }
-    }
-    Some(value)
 }

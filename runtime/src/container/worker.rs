@@ -3,6 +3,8 @@
 //! A worker is a fork of the shim. It may block, change its folder, leak descriptors and die: it ends after one deed.
 
 use super::accounts::{AccountError, Accounts, Identity, MAX_ACCOUNT_FILE};
+use super::cgroup::devices::{self, Granted};
+use super::cgroup::entry::{self, CgroupError, Entered};
 use super::libcontainer::{self, Io, Launch, Stdio};
 use super::oci::{self, DeviceNode, Resolved};
 use super::program::NotRunnable;
@@ -78,6 +80,16 @@ impl From<RootError> for Failure {
     }
 }
 
+impl From<CgroupError> for Failure {
+    fn from(error: CgroupError) -> Self {
+        let kind = match &error {
+            CgroupError::NoController { .. } | CgroupError::Refused { .. } => FailureKind::Refused,
+            CgroupError::System { .. } | CgroupError::None => FailureKind::Internal,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
 impl From<AccountError> for Failure {
     fn from(error: AccountError) -> Self {
         Self::new(FailureKind::Refused, error.to_string())
@@ -130,43 +142,66 @@ pub fn start(
         pid: namespace_of(&spec.pid, "pid", &pid_of)?,
         ipc: namespace_of(&spec.ipc, "ipc", &pid_of)?,
         devices: spec.devices.iter().map(device_node).collect::<Result<_, _>>()?,
-        identity: identity.clone(),
+        identity,
+        unified_cgroup: super::cgroup::is_v2(),
     };
     make_working_folder(&root, spec)?;
     let bundle = folders.containers.join(&spec.id);
     write_json(&bundle.join("config.json"), &oci::config(spec, &resolved))?;
-    // A crash of the shim may have left this: then its processes are gone too.
-    libcontainer::delete(&spec.id, &folders.libcontainer)
-        .map_err(|error| Failure::new(FailureKind::Internal, chain(&error)))?;
-    launch_main(folders, spec, &identity, &bundle, output)
+    // Left from the last start, or by a shim that crashed: then its processes are gone too.
+    forget(folders, &spec.id)?;
+    launch_main(folders, spec, &resolved, &bundle, output)
+}
+
+fn forget(folders: &Folders, id: &str) -> Result<(), Failure> {
+    libcontainer::forget(id, &folders.libcontainer)
+        .map_err(|error| io_failure("removing the state of", Path::new(id), &error))
+}
+
+/// Goes into the container's cgroups, and hides them from libcontainer.
+fn enter_cgroups(spec: &ContainerSpec, nodes: &[DeviceNode]) -> Result<Entered, Failure> {
+    let allowed = devices::allowed(&nodes.iter().map(granted).collect::<Vec<_>>(), &spec.device_rules);
+    let entered = entry::enter_new(&spec.cgroup, &spec.limits, (!spec.privileged).then_some(&allowed))?;
+    hide_cgroups()?;
+    Ok(entered)
+}
+
+fn hide_cgroups() -> Result<(), Failure> {
+    entry::hide().map_err(|error| io_failure("hiding", Path::new("/sys/fs/cgroup"), &error))
+}
+
+fn granted(node: &DeviceNode) -> Granted {
+    Granted { kind: node.kind, major: node.major, minor: node.minor, access: node.access.clone() }
 }
 
 fn launch_main(
     folders: &Folders,
     spec: &ContainerSpec,
-    identity: &Identity,
+    resolved: &Resolved,
     bundle: &Path,
     output: Output,
 ) -> Result<Made, Failure> {
     let (report, report_write) = crate::shim::pipe().map_err(internal("making a pipe"))?;
     let launch = Launch {
-        env: environment(&spec.process.env, identity, spec.process.tty),
+        env: environment(&spec.process.env, &resolved.identity, spec.process.tty),
         reaper: spec.init,
         report: report_write.as_raw_fd(),
         gate: None,
     };
     let (io, console) = io_for(output, bundle)?;
+    let entered = enter_cgroups(spec, &resolved.devices)?;
     let created = libcontainer::create(&spec.id, &folders.libcontainer, bundle, launch, io)
         .map_err(|error| Failure::new(FailureKind::Internal, chain(&error)))?;
     let pid = created.pid;
     set_oom_score(pid, spec.process.oom_score_adj)?;
+    entered.limit_tasks()?;
     created.start().map_err(|error| Failure::new(FailureKind::Internal, chain(&error)))?;
     drop(report_write);
     wait_until_running(&report)?;
     Ok(Made { pid, terminal: console.map(|socket| receive_terminal(&socket)).transpose()? })
 }
 
-/// Runs a command in a running container. `cgroup` moves the process before its program runs.
+/// Runs a command in a running container; one that is contained gets a cgroup of its own.
 ///
 /// # Errors
 /// One line with the reason.
@@ -177,7 +212,6 @@ pub fn exec(
     output: Output,
     main_pid: i32,
     number: u64,
-    place: impl FnOnce(i32),
 ) -> Result<Made, Failure> {
     let spec = read_spec(folders, id)?;
     let bundle = folders.containers.join(id);
@@ -208,25 +242,29 @@ pub fn exec(
         gate: Some(gate.as_raw_fd()),
     };
     let (io, console) = io_for(output, &bundle)?;
+    private_mounts()?;
+    entry::enter_running(&spec.cgroup, exec.contained.then_some(number))?;
+    hide_cgroups()?;
     let pid = libcontainer::exec(id, &folders.libcontainer, &file, launch, io);
     // Removed before anything can fail: it is read by now.
     let _ = std::fs::remove_file(&file);
     let pid = pid.map_err(|error| Failure::new(FailureKind::Internal, chain(&error)))?;
     set_oom_score(pid, spec.process.oom_score_adj)?;
-    place(pid);
     drop((gate, gate_write, report_write));
     wait_until_running(&report)?;
     Ok(Made { pid, terminal: console.map(|socket| receive_terminal(&socket)).transpose()? })
 }
 
-/// Removes libcontainer's state and the cgroups of an ended container, and its folder.
+/// Removes the cgroups of an ended container, libcontainer's state, and its folder.
 ///
 /// # Errors
 /// When something of it still runs.
 pub fn delete(folders: &Folders, id: &str) -> Result<(), Failure> {
-    libcontainer::delete(id, &folders.libcontainer)
-        .map_err(|error| Failure::new(FailureKind::Internal, chain(&error)))?;
     let bundle = folders.containers.join(id);
+    if let Ok(spec) = read_spec(folders, id) {
+        entry::remove(&spec.cgroup)?;
+    }
+    forget(folders, id)?;
     match std::fs::remove_dir_all(&bundle) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io_failure("removing", &bundle, &error)),
         _ => Ok(()),
@@ -257,6 +295,12 @@ fn read_accounts(root: &Root) -> Result<Accounts, Failure> {
 fn make_targets(root: &Root, root_path: &Path, spec: &ContainerSpec) -> Result<Vec<PathBuf>, Failure> {
     let mut targets = Vec::new();
     for mount in &spec.mounts {
+        if let SourceSpec::Bind { path, .. } = &mount.source
+            && path.starts_with("/sys/fs/cgroup")
+        {
+            let reason = format!("{}: cgroups of the host are not given to containers", path.display());
+            return Err(Failure::new(FailureKind::Refused, reason));
+        }
         let kind = match &mount.source {
             SourceSpec::Bind { path, .. } if !path.is_dir() => Kind::File,
             _ => Kind::Folder,

@@ -1,5 +1,5 @@
-//! The rules of one project as text for nft(8): one table of its own, replaced in one transaction. Pure, but for
-//! [`apply`] and [`remove`], which hand the text to the tool.
+//! The rules of one project as text for nft(8): one table of its own, made or replaced in one transaction. Pure, but
+//! for [`make`], [`replace`] and [`remove`], which hand the text to the tool.
 
 use super::subnet::Range;
 use std::fmt::Write as _;
@@ -49,14 +49,12 @@ const CHAINS: usize = 5;
 
 /// Name of a project's table.
 pub fn table(project: &str) -> String {
-    format!("coracle_{}", project.replace('-', "_"))
+    format!("coracle_{}", project.replace('-', "."))
 }
 
-/// The whole rule set of a project: removes its table and makes it anew, in one transaction.
+/// The whole rule set of a project: one table.
 pub fn render(project: &str, networks: &[Network], published: &[Published]) -> String {
-    let table = table(project);
-    // Naming it first makes the removal succeed when it is not there.
-    let mut text = format!("table inet {table} {{}}\ndelete table inet {table}\ntable inet {table} {{\n");
+    let mut text = format!("table inet {} {{\n", table(project));
     chain(&mut text, "guard", "filter hook prerouting priority raw", |text| {
         // Bridges route 127.0.0.0/8 for ports published there; nobody else may use that way (CVE-2020-8558).
         for network in networks {
@@ -117,11 +115,35 @@ fn dnat_rule(text: &mut String, port: &Published) {
         writeln!(text, "{local} {protocol} dport {} dnat ip to {}:{}", port.host, port.address, port.container);
 }
 
-/// Puts a rule set in force.
+/// Puts a project's first rule set in force. A table that is there already, left by somebody who forgot it, is
+/// replaced.
 ///
 /// # Errors
 /// When the tool is not there or refuses.
-pub fn apply(rules: &str) -> Result<(), FirewallError> {
+pub fn make(project: &str, rules: &str) -> Result<(), FirewallError> {
+    // A transaction that removes anything ends with a grace period of RCU, 10 ms and more: not worth it when there is
+    // nothing to remove.
+    match run(&format!("create table inet {}\n{rules}", table(project))) {
+        Err(FirewallError::Refused(_)) => replace(project, rules),
+        result => result,
+    }
+}
+
+/// Puts a rule set in force in the place of another, in one transaction.
+///
+/// # Errors
+/// As [`make`].
+pub fn replace(project: &str, rules: &str) -> Result<(), FirewallError> {
+    run(&format!("{}{rules}", removal(project)))
+}
+
+/// Naming the table first makes the removal succeed when it is not there.
+fn removal(project: &str) -> String {
+    let table = table(project);
+    format!("table inet {table} {{}}\ndelete table inet {table}\n")
+}
+
+fn run(transaction: &str) -> Result<(), FirewallError> {
     let mut child = Command::new("nft")
         .args(["-f", "-"])
         .stdin(Stdio::piped())
@@ -130,7 +152,7 @@ pub fn apply(rules: &str) -> Result<(), FirewallError> {
         .spawn()
         .map_err(FirewallError::Tool)?;
     if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(rules.as_bytes()).map_err(FirewallError::Tool)?;
+        stdin.write_all(transaction.as_bytes()).map_err(FirewallError::Tool)?;
     }
     let output = child.wait_with_output().map_err(FirewallError::Tool)?;
     if output.status.success() {
@@ -185,10 +207,9 @@ pub fn published_for(rules: &str, addresses: impl Iterator<Item = Ipv4Addr>) -> 
 /// Removes a project's table; it may be gone already.
 ///
 /// # Errors
-/// As [`apply`].
+/// As [`make`].
 pub fn remove(project: &str) -> Result<(), FirewallError> {
-    let table = table(project);
-    apply(&format!("table inet {table} {{}}\ndelete table inet {table}\n"))
+    run(&removal(project))
 }
 
 #[cfg(test)]
@@ -237,10 +258,5 @@ mod tests {
         let mine = published_for(&rules(), [Ipv4Addr::new(10, 209, 1, 2)].into_iter());
         assert_eq!(mine, ["0.0.0.0:8080->80/tcp", "127.0.0.1:8081->80/tcp", "192.0.2.7:53->80/udp"]);
         assert!(published_for(&rules(), [Ipv4Addr::new(10, 209, 1, 3)].into_iter()).is_empty());
-    }
-
-    #[test]
-    fn the_table_is_replaced_in_one_transaction() {
-        assert!(rules().starts_with("table inet coracle_my_app {}\ndelete table inet coracle_my_app\n"));
     }
 }

@@ -676,7 +676,6 @@ impl Shim {
         let Some(main_pid) = container.status.pid else {
             return Err(Failure::new(FailureKind::Conflict, format!("container {id} does not run")));
         };
-        let cgroup = container.cgroup.clone();
         let (output, sources) = match descriptors.len() {
             _ if exec.tty => (Output::Terminal, Vec::new()),
             3 => (Output::Stdio(take_stdio(&mut descriptors)?), Vec::new()),
@@ -685,14 +684,7 @@ impl Shim {
         let number = self.number(Token::Worker);
         let (folders, id) = (self.folders.clone(), id.to_owned());
         let deed = Deed::Exec { id: id.clone(), number, sources, limit };
-        let job = move || {
-            let place = |pid| {
-                if exec.contained {
-                    crate::container::cgroup::place_in_child(&cgroup, number, pid);
-                }
-            };
-            worker::exec(&folders, &id, &exec, output, main_pid, number, place).map(Some)
-        };
+        let job = move || worker::exec(&folders, &id, &exec, output, main_pid, number).map(Some);
         self.tokens.remove(&number);
         self.fork(Some(asker), timeout, deed, job)
     }
@@ -702,13 +694,7 @@ impl Shim {
             return Err(Failure::new(FailureKind::Conflict, format!("container {id} runs")));
         }
         let (folders, name) = (self.folders.clone(), id.clone());
-        let cgroup = self.containers.get(&id).map(|it| it.cgroup.clone());
-        let job = move || {
-            if let Some(cgroup) = &cgroup {
-                crate::container::cgroup::kill_all(cgroup);
-            }
-            worker::delete(&folders, &name).map(|()| None)
-        };
+        let job = move || worker::delete(&folders, &name).map(|()| None);
         self.fork(Some(asker), timeout, Deed::Delete { id }, job)
     }
 

@@ -1,6 +1,13 @@
-//! The cgroups of a container, beside what libcontainer does: kill all, count OOM kills, a child for a health check.
+//! The cgroups of a container: made, limited, entered and removed by a worker ([`entry`]), read and killed by others.
 //!
 //! On cgroup v2 there is one hierarchy; on v1 and hybrid set-ups one for each controller, below `/sys/fs/cgroup`.
+//!
+//! **Invariant.** libcontainer touches no cgroup: a worker hides them from it.
+
+pub mod devices;
+pub(crate) mod entry;
+mod hierarchy;
+mod limits;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -87,18 +94,6 @@ fn kill_processes(folder: &Path, spared: i32) -> usize {
 
 fn child(cgroup: &str, number: u64) -> Option<PathBuf> {
     tracker(cgroup).map(|folder| folder.join(format!("exec-{number}")))
-}
-
-/// Moves a command's process into a cgroup of its own, so that everything it starts can be found again.
-pub fn place_in_child(cgroup: &str, number: u64, pid: i32) {
-    let Some(folder) = child(cgroup, number) else {
-        return;
-    };
-    let placed = std::fs::create_dir_all(&folder)
-        .and_then(|()| std::fs::write(folder.join("cgroup.procs"), pid.to_string()));
-    if let Err(error) = placed {
-        tracing::warn!(folder = %folder.display(), %error, "a command has no cgroup of its own");
-    }
 }
 
 /// Kills a command's processes, but not the reaper that is to reap them. Does not wait.

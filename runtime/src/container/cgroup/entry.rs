@@ -1,0 +1,293 @@
+//! Making a container's cgroups, going into them, and removing them. libcontainer touches none.
+//!
+//! A worker goes in **itself**, and what it starts is in them from its first instruction. Moving somebody else takes
+//! the kernel's lock on all forks, which costs a grace period of RCU (10 to 20 ms) when it was not held just before;
+//! a single thread that moves itself on v1 does not (`cgroup_procs_write_start` in kernel/cgroup/cgroup.c).
+
+use super::hierarchy::Hierarchies;
+use super::limits::{self, Setting};
+use super::{KILL_PAUSE, KILL_ROUNDS, processes};
+use crate::container::spec::Limits;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+/// Controllers that are switched on for containers on v2, where the kernel has them.
+const V2_CONTROLLERS: &[&str] = &["cpu", "cpuset", "io", "memory", "pids"];
+
+/// Why a container has no cgroup.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    /// The kernel lacks a controller.
+    #[error(
+        "{field}: this kernel has no {controller} controller for cgroups (boards often want cgroup_enable={controller} on the kernel's command line)"
+    )]
+    NoController {
+        /// The field of the compose file.
+        field: &'static str,
+        /// The controller.
+        controller: &'static str,
+    },
+    /// The kernel does not take a value.
+    #[error("{field}: the kernel does not take {value:?} for {file}: {source}")]
+    Refused {
+        /// The field of the compose file.
+        field: &'static str,
+        /// The file of the cgroup.
+        file: &'static str,
+        /// What was written.
+        value: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A cgroup could not be made, or not be entered.
+    #[error("cgroup {}: {source}", path.display())]
+    System {
+        /// The folder.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// No hierarchy is mounted.
+    #[error("no cgroup hierarchy is mounted at /sys/fs/cgroup")]
+    None,
+}
+
+fn system(path: &Path) -> impl FnOnce(io::Error) -> CgroupError {
+    let path = path.to_owned();
+    move |source| CgroupError::System { path, source }
+}
+
+/// The cgroups that this process went into.
+#[derive(Debug)]
+pub struct Entered {
+    tasks: Option<(File, Setting)>,
+}
+
+impl Entered {
+    /// Limits the number of tasks: what makes the container needs some too, so this comes when it is made.
+    ///
+    /// # Errors
+    /// When the kernel refuses the number.
+    pub fn limit_tasks(self) -> Result<(), CgroupError> {
+        match self.tasks {
+            Some((mut file, setting)) => write_to(&mut file, &setting),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Makes the cgroups of a container anew, sets its limits and device rules (v1; none: every device), and goes in.
+///
+/// # Errors
+/// What is missing or refused, by the name of the field that wants it.
+pub fn enter_new(cgroup: &str, limits: &Limits, devices: Option<&[String]>) -> Result<Entered, CgroupError> {
+    let hierarchies = Hierarchies::read().map_err(system(Path::new("/proc/self/mountinfo")))?;
+    remove_in(&hierarchies, cgroup)?;
+    let relative = cgroup.trim_start_matches('/');
+    if let Some(root) = hierarchies.unified() {
+        let folder = make_unified(root, relative)?;
+        for field in limits::without_meaning_on_v2(limits) {
+            tracing::warn!(field, "has no meaning on cgroup v2");
+        }
+        for setting in limits::v2(limits) {
+            set(&folder, &setting)?;
+        }
+        enter(&folder.join("cgroup.procs"))?;
+        return Ok(Entered { tasks: tasks_file(limits, Some(&folder))? });
+    }
+    if hierarchies.v1().next().is_none() {
+        return Err(CgroupError::None);
+    }
+    for hierarchy in hierarchies.v1() {
+        make_v1(&hierarchy.mount, relative, hierarchy.controllers.iter().any(|name| name == "cpuset"))?;
+    }
+    let folder = |controller: &str| hierarchies.of_controller(controller).map(|root| root.join(relative));
+    for setting in limits::v1(limits) {
+        let folder = folder(setting.controller).ok_or_else(|| missing(&setting))?;
+        set(&folder, &setting)?;
+    }
+    if let (Some(folder), Some(allowed)) = (folder("devices"), devices) {
+        let (deny, allow) = (folder.join("devices.deny"), folder.join("devices.allow"));
+        std::fs::write(&deny, "a").map_err(system(&deny))?;
+        for rule in allowed {
+            std::fs::write(&allow, rule).map_err(|source| CgroupError::Refused {
+                field: "devices",
+                file: "devices.allow",
+                value: rule.clone(),
+                source,
+            })?;
+        }
+    }
+    for hierarchy in hierarchies.v1() {
+        enter(&hierarchy.mount.join(relative).join("tasks"))?;
+    }
+    Ok(Entered { tasks: tasks_file(limits, folder("pids").as_deref())? })
+}
+
+/// Goes into the cgroups of a container that runs; with a number into a child of its own, so that everything that is
+/// started there can be found again.
+///
+/// # Errors
+/// When the container has none, or the kernel refuses.
+pub fn enter_running(cgroup: &str, number: Option<u64>) -> Result<(), CgroupError> {
+    let hierarchies = Hierarchies::read().map_err(system(Path::new("/proc/self/mountinfo")))?;
+    let relative = cgroup.trim_start_matches('/');
+    let child = number.and_then(|number| super::child(cgroup, number));
+    if let Some(folder) = &child {
+        std::fs::create_dir_all(folder).map_err(system(folder))?;
+    }
+    if let Some(root) = hierarchies.unified() {
+        return enter(&child.unwrap_or_else(|| root.join(relative)).join("cgroup.procs"));
+    }
+    for hierarchy in hierarchies.v1() {
+        let folder = hierarchy.mount.join(relative);
+        let folder = child.as_ref().filter(|child| child.starts_with(&folder)).unwrap_or(&folder);
+        enter(&folder.join("tasks"))?;
+    }
+    Ok(())
+}
+
+/// Kills what is in a container's cgroups and removes them. Waits, bounded.
+///
+/// # Errors
+/// When something in them cannot die.
+pub fn remove(cgroup: &str) -> Result<(), CgroupError> {
+    let hierarchies = Hierarchies::read().map_err(system(Path::new("/proc/self/mountinfo")))?;
+    remove_in(&hierarchies, cgroup)
+}
+
+fn remove_in(hierarchies: &Hierarchies, cgroup: &str) -> Result<(), CgroupError> {
+    let relative = cgroup.trim_start_matches('/');
+    let roots = hierarchies.unified().into_iter().chain(hierarchies.v1().map(|it| it.mount.as_path()));
+    for folder in roots.map(|root| root.join(relative)).filter(|folder| folder.is_dir()) {
+        let mut rounds = 0;
+        while let Err(source) = remove_folder(&folder) {
+            rounds += 1;
+            if rounds > KILL_ROUNDS {
+                return Err(CgroupError::System { path: folder, source });
+            }
+            for pid in processes(&folder) {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+            std::thread::sleep(KILL_PAUSE);
+        }
+    }
+    Ok(())
+}
+
+/// Cgroups are removed from the innermost outwards; their files go with them.
+fn remove_folder(folder: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_folder(&entry.path())?;
+        }
+    }
+    match std::fs::remove_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+fn make_unified(root: &Path, relative: &str) -> Result<PathBuf, CgroupError> {
+    let mut folder = root.to_owned();
+    for name in relative.split('/') {
+        let present = std::fs::read_to_string(folder.join("cgroup.controllers")).unwrap_or_default();
+        for name in present.split_whitespace().filter(|name| V2_CONTROLLERS.contains(name)) {
+            // One that cannot be switched on is missed by the limit that wants it.
+            let _ = std::fs::write(folder.join("cgroup.subtree_control"), format!("+{name}"));
+        }
+        folder.push(name);
+        make_folder(&folder)?;
+    }
+    Ok(folder)
+}
+
+fn make_v1(root: &Path, relative: &str, cpuset: bool) -> Result<(), CgroupError> {
+    let mut folder = root.to_owned();
+    for name in relative.split('/') {
+        let parent = folder.clone();
+        folder.push(name);
+        make_folder(&folder)?;
+        if cpuset {
+            // A new cpuset has neither processors nor memory, and takes no task.
+            for file in ["cpuset.cpus", "cpuset.mems"] {
+                let path = folder.join(file);
+                let inherited = std::fs::read_to_string(parent.join(file)).map_err(system(&path))?;
+                if std::fs::read_to_string(&path).map_err(system(&path))?.trim().is_empty() {
+                    std::fs::write(&path, inherited.trim()).map_err(system(&path))?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn make_folder(folder: &Path) -> Result<(), CgroupError> {
+    match std::fs::create_dir(folder) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(system(folder)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn missing(setting: &Setting) -> CgroupError {
+    CgroupError::NoController { field: setting.field, controller: setting.controller }
+}
+
+fn set(folder: &Path, setting: &Setting) -> Result<(), CgroupError> {
+    match open(folder, setting)? {
+        Some(mut file) => write_to(&mut file, setting),
+        None => Ok(()),
+    }
+}
+
+fn open(folder: &Path, setting: &Setting) -> Result<Option<File>, CgroupError> {
+    match File::options().write(true).open(folder.join(setting.file)) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && setting.optional => {
+            tracing::warn!(field = setting.field, file = setting.file, "this kernel cannot limit it");
+            Ok(None)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(missing(setting)),
+        Err(error) => Err(system(&folder.join(setting.file))(error)),
+    }
+}
+
+fn write_to(file: &mut File, setting: &Setting) -> Result<(), CgroupError> {
+    file.write_all(setting.value.as_bytes()).map_err(|source| CgroupError::Refused {
+        field: setting.field,
+        file: setting.file,
+        value: setting.value.clone(),
+        source,
+    })
+}
+
+fn tasks_file(limits: &Limits, folder: Option<&Path>) -> Result<Option<(File, Setting)>, CgroupError> {
+    let Some(setting) = limits::tasks(limits) else { return Ok(None) };
+    let folder = folder.ok_or_else(|| missing(&setting))?;
+    Ok(open(folder, &setting)?.map(|file| (file, setting)))
+}
+
+/// 0 is whoever writes it.
+fn enter(file: &Path) -> Result<(), CgroupError> {
+    std::fs::write(file, "0").map_err(system(file))
+}
+
+/// Hides the hierarchies in this mount namespace: libcontainer then finds none to work on.
+///
+/// # Errors
+/// When the kernel refuses the mount.
+pub fn hide() -> io::Result<()> {
+    let root = Path::new(super::MOUNT);
+    // Takes all that is mounted below with it; EINVAL: nothing is mounted there.
+    let _ = umount2(root, MntFlags::MNT_DETACH);
+    for hierarchy in Hierarchies::read()?.all.iter().rev() {
+        umount2(&hierarchy.mount, MntFlags::MNT_DETACH)?;
+    }
+    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("tmpfs"), root, Some("tmpfs"), flags, None::<&str>)?;
+    Ok(())
+}
