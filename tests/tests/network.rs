@@ -235,3 +235,59 @@ fn a_project_that_is_taken_down_and_wanted_again_at_once_is_whole() -> anyhow::R
     assert_eq!(makes, 9, "each network is made once");
     Ok(())
 }
+
+/// Puts a script in the place of nft(8), for this board alone; `$NFT` in it is the real one.
+fn replace_nft(board: &Board, script: &str) -> anyhow::Result<()> {
+    let (real, ours) = (board.path().join("nft"), board.path().join("nft.sh"));
+    std::fs::copy("/usr/sbin/nft", &real)?;
+    std::fs::write(
+        &ours,
+        format!("#!/bin/sh\nNFT={}\ncd {}\n{script}\n", real.display(), board.path().display()),
+    )?;
+    std::fs::set_permissions(&ours, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    run(Command::new("mount").arg("--bind").arg(&ours).arg("/usr/sbin/nft")).map(drop)
+}
+
+#[test]
+fn a_container_is_made_while_its_rules_are_and_runs_when_they_are_in_force() -> anyhow::Result<()> {
+    needs_all!();
+    let board = Board::with_app()?;
+    replace_nft(&board, "sleep 1; $NFT \"$@\" && touch demo/rules/applied")?;
+    std::fs::create_dir_all(board.path().join("demo/rules"))?;
+    up(
+        &board,
+        r#"
+services:
+  web: {APP, command: sh -c 'ls /rules; exec sleep 1000', volumes: ["./rules:/rules"]}
+"#,
+    )?;
+    wait_for("its word", || Ok(board.coracle(&["logs", "web"])?.contains("applied")))?;
+    let log = board.log("agent.log");
+    let at = |what: &str| log.lines().position(|line| line.contains(what));
+    let (begun, started) = (at("begins step=start demo-web"), at("started container=demo-web"));
+    ensure!(begun.is_some() && begun < started, "{log}");
+    Ok(())
+}
+
+#[test]
+fn a_container_whose_rules_are_refused_never_runs_until_they_are_taken() -> anyhow::Result<()> {
+    needs_all!();
+    let board = Board::with_app()?;
+    replace_nft(&board, "sleep 0.3; test -e allowed || { echo broken >&2; exit 1; }; exec $NFT \"$@\"")?;
+    std::fs::create_dir_all(board.path().join("demo/ran"))?;
+    let text = r#"
+services:
+  web: {APP, command: sh -c 'touch /ran/once; exec sleep 1000', volumes: ["./ran:/ran"]}
+"#;
+    let refused = up(&board, text).expect_err("no rules, no container").to_string();
+    ensure!(refused.contains("broken"), "{refused}");
+    ensure!(!board.path().join("demo/ran/once").exists());
+    let processes = || -> String {
+        let folders = board.cgroups().into_iter().flat_map(std::fs::read_dir).flatten().flatten();
+        folders.map(|it| std::fs::read_to_string(it.path().join("cgroup.procs")).unwrap_or_default()).collect()
+    };
+    wait_for("nothing of it is left waiting", || Ok(processes().is_empty()))?;
+    std::fs::write(board.path().join("allowed"), "")?;
+    board.coracle(&["up", "-d"])?;
+    wait_for("its mark", || Ok(board.path().join("demo/ran/once").exists()))
+}

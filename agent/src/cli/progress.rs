@@ -93,7 +93,7 @@ pub fn explain(step: &Step) -> String {
     let waits: Vec<String> = step
         .waits
         .iter()
-        .filter(|wait| !matches!(wait, Wait::After(_)) || step.waits.len() == 1)
+        .filter(|wait| !matches!(wait, Wait::After(_) | Wait::RunsAfter(_)) || step.waits.len() == 1)
         .map(ToString::to_string)
         .collect();
     if waits.is_empty() { name } else { format!("{name} {}", waits.join("; ")) }
@@ -131,7 +131,7 @@ impl Screen {
         }
         for step in status.pending(project) {
             let told = explain(step);
-            let waits = step.waits.iter().any(|wait| !matches!(wait, Wait::After(_)));
+            let waits = step.waits.iter().any(|wait| !matches!(wait, Wait::After(_) | Wait::RunsAfter(_)));
             if waits && !self.told.contains(&step.action.key()) {
                 self.told.insert(step.action.key());
                 self.line(&told);

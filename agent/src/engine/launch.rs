@@ -3,8 +3,8 @@
 use super::{Engine, Known, MAX_PULLS, MAX_STARTS, Message, Outcome, Running};
 use crate::clock::unix_now;
 use crate::current::{Current, Identity, LiveNetwork};
-use crate::execute::{self, Context, Link, StartJob, StepError, blocking};
-use crate::plan::{Action, Plan, bridge, first_network};
+use crate::execute::{self, Context, Gate, Link, StartJob, StepError, blocking};
+use crate::plan::{Action, Plan, Step, bridge, first_network};
 use crate::target::Registries;
 use crate::translate::{self, Parts};
 use crate::wanted;
@@ -21,7 +21,8 @@ use std::time::Duration;
 
 impl Engine {
     /// Begins a step unless it, or too many of its kind, are under way.
-    pub(super) fn launch(&mut self, action: &Action, current: &Current, why: &str) {
+    pub(super) fn launch(&mut self, step: &Step, current: &Current) {
+        let Step { action, why, .. } = step;
         let key = action.key();
         let subject = action.subject();
         let busy = self.running.values().any(|running| running.action.subject() == subject);
@@ -29,8 +30,12 @@ impl Engine {
             return;
         }
         tracing::info!(step = %action, why, "begins");
-        let running =
-            Running { action: action.clone(), cancel: Arc::default(), progress: Arc::new(Mutex::new(None)) };
+        let mut running = Running {
+            action: action.clone(),
+            cancel: Arc::default(),
+            gate: None,
+            progress: Arc::new(Mutex::new(None)),
+        };
         let context = self.context.clone();
         match action {
             Action::Pull { image, project } => {
@@ -88,7 +93,14 @@ impl Engine {
                 self.spawn(key.clone(), done(execute::remove(context, container.clone(), outer)));
             }
             Action::Start { container, project, service, addresses, round, again } => {
-                match self.start_job(container, project, service, addresses, current) {
+                let job = self.start_job(container, project, service, addresses, current).and_then(|mut job| {
+                    if step.is_held() {
+                        let (gate, barrier) = Gate::new().map_err(|error| format!("making a pipe: {error}"))?;
+                        (running.gate, job.barrier) = (Some(gate), Some(barrier));
+                    }
+                    Ok(job)
+                });
+                match job {
                     Ok(job) => {
                         self.note_start(container, &job.identity, addresses, *round, *again);
                         let job = async move { execute::start(context, job).await.map(Outcome::Started) };
@@ -138,6 +150,19 @@ impl Engine {
             let wanted = plan.steps.iter().any(|step| step.action.key() == *key);
             if matches!(running.action, Action::Pull { .. }) && !wanted {
                 running.cancel.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Lets the programs of held starts run when the plan says that nothing is in their way any more. A start that is
+    /// to wait for something else now is called off; it comes again.
+    pub(super) fn open_gates(&mut self, plan: &Plan) {
+        for (key, running) in &mut self.running {
+            let Some(gate) = running.gate.take() else { continue };
+            match plan.steps.iter().find(|step| step.action.key() == *key) {
+                Some(step) if step.is_ready() && step.is_held() => running.gate = Some(gate),
+                Some(step) if step.is_ready() => gate.open(),
+                _ => running.cancel.store(true, Ordering::Relaxed),
             }
         }
     }
@@ -236,7 +261,7 @@ impl Engine {
             host_resolv: &host_resolv,
         };
         let made = translate::container(&self.context.paths, &parts)?;
-        Ok(StartJob { made, identity, links })
+        Ok(StartJob { made, identity, links, barrier: None })
     }
 }
 

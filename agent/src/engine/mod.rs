@@ -20,7 +20,7 @@ pub use shim::ensure as ensure_shim;
 
 use crate::clock::{boot_now, unix_now};
 use crate::current::{Current, Failed, Identity, KnownImage, LiveNetwork};
-use crate::execute::{Context, Started, StepError};
+use crate::execute::{Context, Gate, Started, StepError};
 use crate::paths::Paths;
 use crate::plan::{self, Action, Plan};
 use crate::status::Status;
@@ -100,6 +100,8 @@ pub enum Outcome {
 struct Running {
     action: Action,
     cancel: Arc<AtomicBool>,
+    /// Of a start whose program may not run yet.
+    gate: Option<Gate>,
     progress: Arc<Mutex<Option<Progress>>>,
 }
 
@@ -288,12 +290,13 @@ impl Loop {
 impl Engine {
     /// Plans, does what is ready, tells the new status.
     fn turn(&mut self) -> Plan {
-        let current = self.current();
+        let current = self.current(&self.target);
         let plan = plan::plan(&current, &self.target, boot_now());
         for step in plan.steps.iter().filter(|step| step.is_ready()) {
-            self.launch(&step.action, &current, &step.why);
+            self.launch(step, &current);
         }
         self.cancel_unwanted(&plan);
+        self.open_gates(&plan);
         self.update_names();
         self.update_probes();
         self.publish(&plan);
@@ -331,6 +334,7 @@ impl Engine {
         let Some(running) = self.running.remove(key) else { return false };
         match outcome {
             Ok(outcome) => {
+                tracing::debug!(step = key, "done");
                 self.failures.remove(key);
                 self.note_success(&running.action, outcome);
             }
@@ -415,13 +419,18 @@ impl Engine {
         }
     }
 
-    fn current(&self) -> Current {
+    /// Everything that a plan for `target` looks at.
+    fn current(&self, target: &Target) -> Current {
+        let foreign = match plan::chooses_range(&self.networks, target) {
+            true => crate::execute::ranges_of_others().unwrap_or_default(),
+            false => Vec::new(),
+        };
         Current {
             images: self.images.clone(),
             stale: self.stale.clone(),
             containers: self.observed(),
             networks: self.networks.clone(),
-            foreign: crate::execute::ranges_of_others().unwrap_or_default(),
+            foreign,
             volumes: self.volumes.clone(),
             rules: self.rules.clone(),
             failures: self.failures.iter().map(|(key, (failed, _))| (key.clone(), failed.clone())).collect(),

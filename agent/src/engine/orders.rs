@@ -73,7 +73,7 @@ impl Engine {
         if let Order::Plan(wanted) = order {
             let mut target = self.target.clone();
             put(&mut target, *wanted);
-            let plan = plan::plan(&self.current(), &target, boot_now());
+            let plan = plan::plan(&self.current(&target), &target, boot_now());
             return Ok(Taken { order: self.order, plan });
         }
         let mut target = self.target.clone();
@@ -107,7 +107,7 @@ impl Engine {
             Order::Free => target.kept.clear(),
             Order::Plan(_) => {}
         }
-        let plan = plan::plan(&self.current(), &target, boot_now());
+        let plan = plan::plan(&self.current(&target), &target, boot_now());
         if target != self.target {
             target.save(&self.context.paths.target()).map_err(|error| {
                 Refusal::new(Code::Internal, format!("the target could not be written: {error}"))
@@ -124,7 +124,7 @@ impl Engine {
         let name = wanted.project.name.clone();
         let services: Vec<String> = wanted.project.services.keys().cloned().collect();
         put(target, wanted);
-        let problems = plan::plan(&self.current(), target, boot_now()).problems;
+        let problems = plan::plan(&self.current(target), target, boot_now()).problems;
         let mine: Vec<String> = problems.iter().filter(|it| it.project == name).map(ToString::to_string).collect();
         if !mine.is_empty() {
             return Err(Refusal::new(Code::Configuration, mine.join("\n")));

@@ -88,7 +88,7 @@ impl Engine {
             status.waits = step.waits.iter().map(ToString::to_string).collect();
             status.stuck = step.is_stuck();
             let pulls = step.waits.iter().filter_map(|wait| match wait {
-                Wait::After(key) => self.failures.get(key),
+                Wait::After(key) | Wait::RunsAfter(key) => self.failures.get(key),
                 _ => None,
             });
             for (failed, _) in pulls {

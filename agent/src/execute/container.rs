@@ -9,8 +9,9 @@ use coracle_runtime::container::SPEC_FILE;
 use coracle_runtime::network::links::{LinkError, Links};
 use coracle_runtime::network::namespace::{self, Interface};
 use coracle_runtime::shim::{Client, ClientError, FailureKind, Reply, Request};
+use nix::fcntl::OFlag;
 use std::io::Read;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
@@ -48,6 +49,29 @@ pub struct StartJob {
     pub identity: Identity,
     /// It gets a network namespace of its own, with these interfaces.
     pub links: Option<Vec<Link>>,
+    /// Its program runs when the [`Gate`] opens.
+    pub barrier: Option<OwnedFd>,
+}
+
+/// Keeps the program of a container that is made from running: until it is opened, or for ever when it is dropped.
+#[derive(Debug)]
+pub struct Gate(OwnedFd);
+
+impl Gate {
+    /// A gate and what is behind it.
+    ///
+    /// # Errors
+    /// When no descriptors are left.
+    pub fn new() -> nix::Result<(Self, OwnedFd)> {
+        let (barrier, gate) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+        Ok((Self(gate), barrier))
+    }
+
+    /// Lets the program run.
+    pub fn open(self) {
+        // Who waited behind it may be gone: its end is told by other ways.
+        let _ = nix::unistd::write(&self.0, &[1]);
+    }
 }
 
 /// What became of a start.
@@ -75,22 +99,30 @@ pub async fn start(context: Context, job: StartJob) -> Result<Started, StepError
     let id = job.made.spec.id.clone();
     let paths = context.paths.as_ref().clone();
     let client = &context.client;
-    let StartJob { made, identity, links } = job;
-    blocking(move || prepare(&paths, made, &identity)).await?;
-    let mut made_namespace = false;
-    if let Some(links) = links {
-        made_namespace = hold_namespace(client, &id, links).await?;
-    }
-    let result = ask_start(client, &id).await;
+    let StartJob { made, identity, links, barrier } = job;
+    let namespace = async {
+        match links {
+            Some(links) => hold_namespace(client, &id, links).await,
+            None => Ok(false),
+        }
+    };
+    // One waits for the disk, the other for the kernel.
+    let (prepared, namespace) = tokio::join!(blocking(move || prepare(&paths, made, &identity)), namespace);
+    let made_namespace = matches!(namespace, Ok(true));
+    let result = match prepared.and(namespace) {
+        Ok(_) => ask_start(client, &id, barrier).await,
+        Err(error) => Err(error),
+    };
     if result.is_err() && made_namespace {
         let _ = client.tell(Request::DropNamespace { name: id.clone() }, &[]).await;
     }
     result
 }
 
-async fn ask_start(client: &Client, id: &str) -> Result<Started, StepError> {
+async fn ask_start(client: &Client, id: &str, barrier: Option<OwnedFd>) -> Result<Started, StepError> {
     let request = Request::Start { id: id.to_owned(), timeout: START_TIMEOUT };
-    match client.ask(request, &[]).await {
+    let descriptors: Vec<RawFd> = barrier.iter().map(AsRawFd::as_raw_fd).collect();
+    match client.ask(request, &descriptors).await {
         Ok((Reply::Started { pid }, _)) => Ok(Started::Running { pid }),
         Ok(_) => Err(ClientError::Unexpected.into()),
         Err(ClientError::Failed(failure)) => match failure.kind {

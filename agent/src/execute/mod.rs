@@ -3,7 +3,7 @@
 mod container;
 mod network;
 
-pub use container::{Link, StartJob, Started, remove, start, stop};
+pub use container::{Gate, Link, StartJob, Started, remove, start, stop};
 pub use network::{apply_rules, make_network, ranges_of_others, remove_network, remove_rules};
 
 use crate::paths::Paths;

@@ -13,7 +13,7 @@ mod network;
 mod project;
 mod step;
 
-pub(crate) use network::{bridge, first_network};
+pub(crate) use network::{bridge, chooses_range, first_network};
 pub use step::{Action, Step, Wait, stuck};
 
 use crate::current::{Current, Moment};

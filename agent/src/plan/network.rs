@@ -2,7 +2,7 @@
 
 use super::{Action, Wait};
 use crate::current::{Container, Current, LiveNetwork};
-use crate::target::Wanted;
+use crate::target::{Target, Wanted};
 use coracle_compose::{Network, NetworkMode, Port, Protocol};
 use coracle_runtime::image::digest_of;
 use coracle_runtime::network::firewall;
@@ -51,22 +51,16 @@ impl<'a> Networks<'a> {
                 self.live.insert(bridge.clone(), live.clone());
             }
         }
-        let mut used: BTreeSet<&String> = BTreeSet::new();
-        for service in wanted.project.services.values() {
-            if let NetworkMode::Networks(networks) = &service.network {
-                used.extend(networks.keys());
+        for (name, definition) in used(wanted) {
+            if !self.live.contains_key(&bridge(project, name)) {
+                self.want(project, name, &definition);
             }
-        }
-        used.retain(|name| !self.live.contains_key(&bridge(project, name)));
-        for name in used {
-            let definition = wanted.project.networks.get(name).cloned().unwrap_or_default();
-            self.want(project, name, &definition);
         }
     }
 
     fn want(&mut self, project: &str, name: &str, network: &Network) {
         let bridge = bridge(project, name);
-        let digest = digest_of(&serde_json::to_vec(network).unwrap_or_default());
+        let digest = digest(network);
         self.bridges.insert((project.to_owned(), name.to_owned()), bridge.clone());
         let old = self.current.networks.get(&bridge);
         if let Some(live) = old.filter(|live| live.definition == digest) {
@@ -239,6 +233,29 @@ impl<'a> Networks<'a> {
         })
         .collect()
     }
+}
+
+/// Networks that a service is on, with their definitions.
+fn used(wanted: &Wanted) -> BTreeMap<&String, Network> {
+    let modes = wanted.project.services.values().map(|service| &service.network);
+    let names = modes.filter_map(|mode| match mode {
+        NetworkMode::Networks(attached) => Some(attached.keys()),
+        _ => None,
+    });
+    names.flatten().map(|name| (name, wanted.project.networks.get(name).cloned().unwrap_or_default())).collect()
+}
+
+fn digest(network: &Network) -> String {
+    digest_of(&serde_json::to_vec(network).unwrap_or_default())
+}
+
+/// True when a plan for `target` may choose a range: only then [`Current::foreign`] is looked at.
+pub(crate) fn chooses_range(networks: &BTreeMap<String, LiveNetwork>, target: &Target) -> bool {
+    target.projects.iter().any(|(project, wanted)| {
+        used(wanted).into_iter().any(|(name, definition)| {
+            networks.get(&bridge(project, name)).is_none_or(|live| live.definition != digest(&definition))
+        })
+    })
 }
 
 /// The address that ports are published on: that of the network with the highest priority, else the first.

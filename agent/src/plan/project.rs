@@ -365,9 +365,10 @@ impl<'a> Planner<'a> {
             "it has networks"
         };
         let action = Action::ApplyRules { project: project.to_owned(), rules };
-        let wait = Wait::After(action.key());
+        let key = action.key();
         self.push(action, why, Vec::new());
-        vec![wait]
+        let under_way = self.steps.last().is_some_and(Step::is_ready);
+        vec![if under_way { Wait::RunsAfter(key) } else { Wait::After(key) }]
     }
 
     fn dependencies(&self, project: &str, wanted: &Wanted, service: &Service) -> Vec<Wait> {

@@ -110,6 +110,8 @@ pub enum Action {
 pub enum Wait {
     /// Another step of the plan, by [`Action::key`].
     After(String),
+    /// As [`Wait::After`], but a container can be made meanwhile: only its program waits.
+    RunsAfter(String),
     /// A service that it depends on.
     Dependency {
         /// The service.
@@ -137,21 +139,26 @@ pub struct Step {
     pub action: Action,
     /// Why it is there.
     pub why: String,
-    /// What it waits for; nothing: it can be done now.
+    /// What it waits for.
     pub waits: Vec<Wait>,
 }
 
 impl Step {
-    /// It can be done now.
+    /// It can be done now, or begun at least ([`Step::is_held`]).
     pub fn is_ready(&self) -> bool {
-        self.waits.is_empty()
+        self.waits.iter().all(|wait| matches!(wait, Wait::RunsAfter(_)))
+    }
+
+    /// It must not come to its end yet.
+    pub fn is_held(&self) -> bool {
+        self.waits.iter().any(|wait| matches!(wait, Wait::RunsAfter(_)))
     }
 
     /// It waits for something that will not come by itself.
     pub fn is_stuck(&self) -> bool {
         self.waits.iter().any(|wait| match wait {
             Wait::Dependency { stuck, .. } | Wait::Pause { stuck, .. } => *stuck,
-            Wait::After(_) => false,
+            Wait::After(_) | Wait::RunsAfter(_) => false,
         })
     }
 }
@@ -225,6 +232,7 @@ impl fmt::Display for Wait {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::After(key) => write!(f, "after: {key}"),
+            Self::RunsAfter(key) => write!(f, "runs after: {key}"),
             Self::Dependency { service, missing, .. } => write!(f, "waits for {service}: {missing}"),
             Self::Pause { reason, .. } => f.write_str(reason),
         }
@@ -294,7 +302,7 @@ pub fn stuck(steps: &[&Step]) -> BTreeSet<String> {
             })
         };
         let waits_in_vain = |wait: &Wait| match wait {
-            Wait::After(key) => keys.contains(key),
+            Wait::After(key) | Wait::RunsAfter(key) => keys.contains(key),
             Wait::Dependency { service, .. } => service_is_stuck(service),
             Wait::Pause { .. } => false,
         };

@@ -115,7 +115,7 @@ pub fn read_spec(folders: &Folders, id: &str) -> Result<ContainerSpec, Failure> 
 }
 
 /// Creates and starts a container. `namespace` is the path of its network namespace; `pid_of` finds the main process
-/// of another container.
+/// of another container. The program runs when a byte comes from `barrier`.
 ///
 /// # Errors
 /// One line with the reason; nothing of the container is left then but what [`delete`] removes.
@@ -124,6 +124,7 @@ pub fn start(
     spec: &ContainerSpec,
     output: Output,
     namespace: Option<PathBuf>,
+    barrier: Option<&OwnedFd>,
     pid_of: impl Fn(&str) -> Option<i32>,
 ) -> Result<Made, Failure> {
     private_mounts()?;
@@ -150,7 +151,7 @@ pub fn start(
     write_json(&bundle.join("config.json"), &oci::config(spec, &resolved))?;
     // Left from the last start, or by a shim that crashed: then its processes are gone too.
     forget(folders, &spec.id)?;
-    launch_main(folders, spec, &resolved, &bundle, output)
+    launch_main(folders, spec, &resolved, &bundle, output, barrier)
 }
 
 fn forget(folders: &Folders, id: &str) -> Result<(), Failure> {
@@ -180,6 +181,7 @@ fn launch_main(
     resolved: &Resolved,
     bundle: &Path,
     output: Output,
+    barrier: Option<&OwnedFd>,
 ) -> Result<Made, Failure> {
     let (report, report_write) = crate::shim::pipe().map_err(internal("making a pipe"))?;
     let launch = Launch {
@@ -195,6 +197,9 @@ fn launch_main(
     let pid = created.pid;
     set_oom_score(pid, spec.process.oom_score_adj)?;
     entered.limit_tasks()?;
+    if let Some(barrier) = barrier {
+        wait_for_release(barrier)?;
+    }
     created.start().map_err(|error| Failure::new(FailureKind::Internal, chain(&error)))?;
     drop(report_write);
     wait_until_running(&report)?;
@@ -402,6 +407,19 @@ fn all_capabilities() -> Vec<String> {
 fn set_oom_score(pid: i32, score: i32) -> Result<(), Failure> {
     let path = PathBuf::from(format!("/proc/{pid}/oom_score_adj"));
     std::fs::write(&path, score.to_string()).map_err(|error| io_failure("writing", &path, &error))
+}
+
+/// Waits for the byte that lets the program run.
+fn wait_for_release(barrier: &OwnedFd) -> Result<(), Failure> {
+    let mut byte = [0];
+    loop {
+        match nix::unistd::read(barrier.as_raw_fd(), &mut byte) {
+            Ok(0) => return Err(Failure::new(FailureKind::Conflict, "the start was called off")),
+            Ok(_) => return Ok(()),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(internal("waiting for the release")(errno)),
+        }
+    }
 }
 
 /// Waits until the program runs (the pipe closes at its execve) or says why it cannot.

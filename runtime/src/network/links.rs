@@ -134,12 +134,17 @@ impl Links {
         self.change("removing an interface", RouteNetlinkMessage::DelLink(link), 0, &[Errno::ENODEV])
     }
 
-    /// Index of an interface.
+    /// Index of an interface in the namespace of the calling thread, which is to be that of the connection. By
+    /// ioctl(2): the answer to one about all interfaces is a kilobyte for each.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
-    pub fn index(&mut self, name: &str) -> Result<Option<u32>, LinkError> {
-        Ok(self.list()?.into_iter().find(|(_, known)| known == name).map(|(index, _)| index))
+    pub fn index(&self, name: &str) -> Result<Option<u32>, LinkError> {
+        match nix::net::if_::if_nametoindex(name) {
+            Ok(index) => Ok(Some(index)),
+            Err(Errno::ENODEV) => Ok(None),
+            Err(errno) => Err(LinkError::System("looking for an interface", errno)),
+        }
     }
 
     /// Index and name of every interface.

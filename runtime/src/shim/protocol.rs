@@ -26,7 +26,8 @@ pub enum Request {
         /// The agent's [`VERSION`].
         version: u32,
     },
-    /// Create and start the container that `<state>/<id>/container.json` describes.
+    /// Create and start the container that `<state>/<id>/container.json` describes. Descriptor, if any: the program
+    /// runs when a byte comes from it; its end calls the start off.
     Start {
         /// Container id.
         id: String,

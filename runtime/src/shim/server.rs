@@ -589,11 +589,11 @@ impl Shim {
 
     fn run_queue(&mut self) {
         while self.workers.len() < MAX_WORKERS {
-            let Some(Queued { asker, request, descriptors }) = self.queue.pop_front() else {
+            let Some(Queued { asker, request, mut descriptors }) = self.queue.pop_front() else {
                 return;
             };
             let begun = match request {
-                Request::Start { id, timeout } => self.begin_start(asker, id, timeout),
+                Request::Start { id, timeout } => self.begin_start(asker, id, timeout, descriptors.pop()),
                 Request::Exec { id, spec, timeout, limit } => {
                     self.begin_exec(asker, &id, &spec, timeout, limit, descriptors)
                 }
@@ -606,7 +606,13 @@ impl Shim {
         }
     }
 
-    fn begin_start(&mut self, asker: Asker, id: String, timeout: Duration) -> Result<(), Failure> {
+    fn begin_start(
+        &mut self,
+        asker: Asker,
+        id: String,
+        timeout: Duration,
+        barrier: Option<OwnedFd>,
+    ) -> Result<(), Failure> {
         let spec = worker::read_spec(&self.folders, &id)?;
         if self.containers.len() >= MAX_CONTAINERS {
             return Err(Failure::new(
@@ -629,7 +635,10 @@ impl Shim {
         let pids: HashMap<String, i32> =
             self.containers.iter().filter_map(|(id, it)| Some((id.clone(), it.status.pid?))).collect();
         self.remember_start(&spec);
-        let job = move || worker::start(&folders, &spec, output, namespace, |id| pids.get(id).copied()).map(Some);
+        let job = move || {
+            let pid_of = |id: &str| pids.get(id).copied();
+            worker::start(&folders, &spec, output, namespace, barrier.as_ref(), pid_of).map(Some)
+        };
         let forked = self.fork(Some(asker), timeout, Deed::Start { id: id.clone(), sources }, job);
         if forked.is_err() {
             self.start_failed(&id);
