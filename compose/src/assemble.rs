@@ -87,7 +87,7 @@ impl<'a> Assembler<'a> {
         }
         let number = if self.files == 0 { 0 } else { self.reader.add_file(&shown) };
         self.files += 1;
-        let read = std::fs::read_to_string(path).map_err(|error| (0, error.to_string()));
+        let read = crate::text::read(path).map_err(|error| (0, error.to_string()));
         let parsed = read.and_then(|text| yaml::parse(&text).map_err(|error| (error.line, error.reason)));
         match parsed {
             Ok(mut node) => {
@@ -235,7 +235,7 @@ impl<'a> Assembler<'a> {
             None => vec![base.join(".env")],
         };
         for file in files {
-            let read = std::fs::read_to_string(&file);
+            let read = crate::text::read(&file);
             match read.map(|text| crate::dotenv::parse(&text, &all)) {
                 Ok(Ok(parsed)) => {
                     for variable in parsed {

@@ -10,6 +10,8 @@
 
 mod assemble;
 mod dotenv;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod interpolate;
 mod load;
 mod model;
@@ -20,6 +22,7 @@ mod quantity;
 mod reader;
 mod report;
 mod service;
+mod text;
 mod words;
 mod yaml;
 

@@ -73,7 +73,7 @@ fn with_variables(options: &LoadOptions) -> Result<LoadOptions, Refusals> {
     for file in files {
         let refuse =
             |line, reason| Refusal { file: file.display().to_string(), line, field: String::new(), reason };
-        let text = match std::fs::read_to_string(&file) {
+        let text = match crate::text::read(&file) {
             Ok(text) => text,
             Err(error) if named => return Err(refuse(0, error.to_string()).into()),
             Err(_) => continue,

@@ -7,6 +7,10 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::Duration;
 
+/// Bytes of a key that stands before its colon without `?`. YAML 1.2 8.2.2 takes 1,024 characters; quoting makes up to
+/// six of one.
+const MAX_KEY: usize = 160;
+
 /// A document to be printed.
 #[derive(Debug, Clone, PartialEq)]
 enum Doc {
@@ -389,8 +393,7 @@ fn yaml(text: &mut String, doc: &Doc, depth: usize, in_list: bool) {
                 if !(in_list && index == 0) {
                     text.push_str(&indent);
                 }
-                key(text, name);
-                text.push(':');
+                key(text, name, &indent);
                 below(text, value, depth);
             }
         }
@@ -432,10 +435,21 @@ fn below(text: &mut String, value: &Doc, depth: usize) {
     }
 }
 
-fn key(text: &mut String, name: &str) {
+/// A key and its colon; a long one in the explicit form.
+fn key(text: &mut String, name: &str, indent: &str) {
     let plain = name.bytes().all(|it| it.is_ascii_alphanumeric() || matches!(it, b'_' | b'-' | b'.' | b'/'))
         && name.starts_with(|it: char| it.is_ascii_alphabetic());
-    if plain { text.push_str(name) } else { quoted(text, name) }
+    if name.len() > MAX_KEY {
+        text.push_str("? ");
+        quoted(text, name);
+        text.push('\n');
+        text.push_str(indent);
+    } else if plain {
+        text.push_str(name);
+    } else {
+        quoted(text, name);
+    }
+    text.push(':');
 }
 
 /// JSON; scalars look the same in YAML.

@@ -812,7 +812,7 @@ fn env_file(
     for node in nodes {
         let (path, required) = env_file_entry(reader, node, field);
         let path = options.folder.join(path);
-        match std::fs::read_to_string(&path) {
+        match crate::text::read(&path) {
             Ok(text) => read_env_file(reader, &path, &text, options, &mut variables),
             Err(_) if !required => {}
             Err(error) => {

@@ -3,11 +3,9 @@
 //! Scalars keep their text as written; what a word means (`no`, `010`, `1.10`) is decided where it is used, by the
 //! core schema of YAML 1.2. Anchors, aliases and merge keys are resolved here.
 
+use crate::text::MAX_BYTES;
 use saphyr_parser::{Event, Parser, ScalarStyle, Span, SpannedEventReceiver};
 use std::collections::HashMap;
-
-/// Bytes of one file. The largest compose files seen have some hundred KiB.
-const MAX_BYTES: usize = 4 * 1024 * 1024;
 
 /// Nodes after aliases were resolved: an alias of an alias of … must not fill the memory.
 const MAX_NODES: usize = 200_000;

@@ -223,3 +223,14 @@ fn the_documentation_has_a_row_for_every_field() {
         assert!(page.contains(&format!("`{field}`")), "docs/compose.md has no row for {field}");
     }
 }
+
+#[test]
+fn a_key_that_is_too_long_for_its_line_prints_as_what_is_read_again() {
+    let key = "k".repeat(2_000);
+    let text = format!("name: a\nservices: {{s: {{image: \"i:1\", labels: {{? {key} : v, b: c}}}}}}\n");
+    let options = LoadOptions { folder: "/nowhere".into(), ..LoadOptions::default() };
+    let loaded = parse_str("f", &text, &options).expect("accepted");
+    let printed = coracle_compose::to_yaml(&loaded.project);
+    assert_eq!(parse_str("f", &printed, &options).expect("read again").project, loaded.project);
+    assert_eq!(loaded.project.services["s"].labels[&key], "v");
+}

@@ -7,6 +7,8 @@
 #![deny(unsafe_code)]
 
 pub mod container;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod image;
 pub mod network;
 pub mod shim;

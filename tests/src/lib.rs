@@ -4,6 +4,7 @@
 //! Nothing of this machine is changed. Where root or a tool is missing, a test says `skipped` and why.
 #![forbid(unsafe_code)]
 
+pub mod archive;
 pub mod board;
 pub mod debian;
 pub mod image;

@@ -5,6 +5,9 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// Characters of a message's part that come from outside: a manifest may hold 4 MiB of anything.
+const MAX_TEXT: usize = 300;
+
 /// Kinds of failures; each has its own exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorKind {
@@ -139,14 +142,28 @@ impl Error {
         if let Self::Busy { retry_after, .. } = self { *retry_after } else { None }
     }
 
-    pub(super) fn bad(what: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self::BadImage { what: what.into(), reason: reason.into() }
+    /// Both may hold what a stranger wrote.
+    pub(super) fn bad(what: impl AsRef<str>, reason: impl AsRef<str>) -> Self {
+        Self::BadImage { what: one_line(what.as_ref()), reason: one_line(reason.as_ref()) }
     }
 
     pub(super) fn store(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Store { action, path, source }
     }
+}
+
+/// Text that others wrote as one line of bearable length.
+pub(super) fn one_line(text: &str) -> String {
+    let cut = text.char_indices().nth(MAX_TEXT).map(|(at, _)| at);
+    let mut line = String::new();
+    for char in text[..cut.unwrap_or(text.len())].chars() {
+        if char.is_control() { line.extend(char.escape_default()) } else { line.push(char) }
+    }
+    if cut.is_some() {
+        line.push('…');
+    }
+    line
 }
 
 fn is_full(error: &io::Error) -> bool {

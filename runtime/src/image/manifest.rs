@@ -1,6 +1,6 @@
 //! Manifests and indexes, OCI and Docker schema 2 (OCI image-spec manifest.md, image-index.md).
 
-use super::error::Error;
+use super::error::{Error, one_line};
 use super::platform::{NoMatch, Platform};
 use super::reference::is_digest;
 use serde::Deserialize;
@@ -11,6 +11,9 @@ pub const MAX_MANIFEST: u64 = 4 * 1024 * 1024;
 
 /// Layers of one image. The kernel's overlay takes far fewer; Docker's own limit is 127.
 const MAX_LAYERS: usize = 256;
+
+/// Bytes of one compressed layer: far above what any board holds, and all layers of an image can be added up.
+const MAX_LAYER: u64 = 1 << 40;
 
 /// Media types asked for, in one `Accept` header.
 pub const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
@@ -140,6 +143,10 @@ fn manifest(what: &str, config: Descriptor, layers: Vec<Descriptor>) -> Result<M
     }
     let layers = layers.into_iter().map(|layer| {
         layer.check(what)?;
+        if layer.size > MAX_LAYER {
+            let reason = format!("layer {} states {} bytes, at most 1 TiB is taken", layer.digest, layer.size);
+            return Err(Error::bad(what, reason));
+        }
         let compression = compression(&layer.media_type)
             .ok_or_else(|| Error::bad(what, format!("layer type {:?} is not supported", layer.media_type)))?;
         Ok(Layer { digest: layer.digest, size: layer.size, compression })
@@ -171,7 +178,9 @@ pub fn choose<'a>(what: &str, platform: &Platform, manifests: &'a [Descriptor]) 
         image: what.to_owned(),
         reason: match none {
             NoMatch::HoldsNoImage => "holds no image".to_owned(),
-            NoMatch::Offers(offers) => format!("offers {}; this board is {platform}", offers.join(", ")),
+            NoMatch::Offers(offers) => {
+                format!("offers {}; this board is {platform}", one_line(&offers.join(", ")))
+            }
         },
     })
 }
@@ -190,6 +199,23 @@ mod tests {
         assert!(parse("i", manifest.as_bytes()).is_err_and(|error| error.to_string().contains("x/y")));
         assert!(parse("i", br#"{"schemaVersion":1}"#).is_err());
         assert!(parse("i", br#"{"schemaVersion":2,"config":{"digest":"sha256:../x"},"layers":[]}"#).is_err());
+    }
+
+    #[test]
+    fn sizes_that_cannot_be_added_and_messages_of_a_stranger_are_bounded() {
+        let digest = format!("sha256:{}", "a".repeat(64));
+        let manifest = |size: u64, kind: &str| {
+            let kind = if kind.is_empty() { "application/vnd.oci.image.layer.v1.tar" } else { kind };
+            format!(
+                r#"{{"schemaVersion":2,"config":{{"digest":"{digest}"}},"layers":[{{"digest":"{digest}","mediaType":"{kind}","size":{size}}}]}}"#
+            )
+        };
+        let said = |text: String| parse("i", text.as_bytes()).expect_err("refused").to_string();
+        assert!(said(manifest(u64::MAX, "")).contains("at most 1 TiB"));
+        let long = said(manifest(1, &"x".repeat(100_000)));
+        assert!(long.chars().count() < 400, "{} bytes", long.len());
+        let lines = said(r#"{"schemaVersion":2,"artifactType":"a\nb\u001b[2J"}"#.to_owned());
+        assert!(!lines.contains(['\n', '\u{1b}']), "{lines:?}");
     }
 
     proptest! {

@@ -27,3 +27,11 @@ pub use platform::Platform;
 pub use pull::{Phase, Progress, PullOptions, RESERVE, Resolved, ResolvedLayer, import, pull, resolve};
 pub use reference::{Reference, ReferenceError};
 pub use store::{Freed, Image, ImageUsage, Store, Usage, tree_bytes};
+
+// What the fuzz targets read.
+#[cfg(any(test, fuzzing))]
+pub(crate) use {
+    config::parse as parse_config,
+    layer::{decompressed, unpack},
+    manifest::{Compression, Document, choose, parse as parse_manifest},
+};

@@ -341,7 +341,7 @@ fn check(
     if platform.rank(&stated).is_none() && !indexed {
         return Err(Error::NoPlatform {
             image: name.to_owned(),
-            reason: format!("is for {stated}; this board is {platform}"),
+            reason: format!("is for {}; this board is {platform}", super::error::one_line(&stated.to_string())),
         });
     }
     if config.diff_ids.len() != manifest.layers.len() {
@@ -466,6 +466,14 @@ impl LayerWork<'_> {
             let mut plain = Hashed::new(Pieces::new(inflated.into_iter()));
             let unpacked = unpack(&mut plain, staged, self.lower, self.layer.size)
                 .map_err(|error| self.layer_failed(error))?;
+            if unpacked.attributes_left_out > 0 {
+                let (layer, count) = (&self.layer.digest, unpacked.attributes_left_out);
+                tracing::warn!(
+                    layer,
+                    count,
+                    "extended attributes (user.*) that links or this file system do not take"
+                );
+            }
             Ok((unpacked.bytes, plain.finish().0))
         })
     }

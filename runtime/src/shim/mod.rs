@@ -27,4 +27,6 @@ pub use client::{Client, ClientError, Connection};
 pub use protocol::{
     ContainerStatus, Event, ExitStatus, Failure, FailureKind, LogPage, LogRecord, Reply, Request, Stream, chain,
 };
+#[cfg(any(test, fuzzing))]
+pub(crate) use protocol::{FromShim, ToShim, decode_reply, decode_request};
 pub use server::{ServerError, run};

@@ -20,6 +20,10 @@ const MAX_FILE: u64 = 1 << 40;
 /// Extended headers in a row before one entry; real archives have two.
 const MAX_CHAIN: usize = 16;
 
+/// Extended attributes of one entry. The list of their names is at most 64 KiB (`XATTR_LIST_MAX`, linux/limits.h): as
+/// many as there are of the longest.
+const MAX_XATTRS: usize = 256;
+
 /// What an entry is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
@@ -76,6 +80,16 @@ pub enum TarError {
     Read(#[from] io::Error),
 }
 
+impl TarError {
+    /// With the header's own name where the entry's is not known yet: archivers put the entry's into it.
+    fn of(self, header: &[u8; BLOCK]) -> Self {
+        match self {
+            Self::Bad { entry, reason } if entry.is_empty() => bad(&ustar_path(header), reason),
+            error => error,
+        }
+    }
+}
+
 fn bad(entry: &[u8], reason: &'static str) -> TarError {
     TarError::Bad { entry: String::from_utf8_lossy(entry).chars().take(200).collect(), reason }
 }
@@ -128,11 +142,11 @@ impl<R: Read> Archive<R> {
             match header[156] {
                 b'x' => {
                     let records = self.extended_bytes(&header)?;
-                    parse_pax(&records, &mut extended)?;
+                    parse_pax(&records, &mut extended).map_err(|error| error.of(&header))?;
                 }
                 b'g' => {
                     let records = self.extended_bytes(&header)?;
-                    parse_pax(&records, &mut self.global)?;
+                    parse_pax(&records, &mut self.global).map_err(|error| error.of(&header))?;
                     extended = self.global.clone();
                 }
                 b'L' => extended.path = Some(trimmed(&self.extended_bytes(&header)?)),
@@ -200,9 +214,10 @@ impl<R: Read> Archive<R> {
     }
 
     fn extended_bytes(&mut self, header: &[u8; BLOCK]) -> Result<Vec<u8>, TarError> {
-        let size = number(&header[124..136]).ok_or_else(|| bad(b"", "an extended header has no size"))?;
+        let refuse = |reason| bad(&ustar_path(header), reason);
+        let size = number(&header[124..136]).ok_or_else(|| refuse("an extended header has no size"))?;
         if size > MAX_EXTENDED {
-            return Err(bad(b"", "an extended header is larger than 1 MiB"));
+            return Err(refuse("an extended header is larger than 1 MiB"));
         }
         let mut bytes = Vec::new();
         (&mut self.stream).take(size).read_to_end(&mut bytes)?;
@@ -321,21 +336,24 @@ fn parse_pax(mut bytes: &[u8], extended: &mut Extended) -> Result<(), TarError> 
 }
 
 fn set_pax(key: &[u8], value: &[u8], extended: &mut Extended) -> Result<(), TarError> {
-    let text = || std::str::from_utf8(value).map_err(|_| bad(value, "a PAX number is no number"));
-    let parse =
-        || -> Result<u64, TarError> { text()?.parse().map_err(|_| bad(value, "a PAX number is no number")) };
-    let id = || parse().and_then(|id| u32::try_from(id).map_err(|_| bad(value, "an owner is out of range")));
+    let refuse = |reason| bad(b"", reason);
+    let text = || std::str::from_utf8(value).map_err(|_| refuse("a PAX number is no number"));
+    let parse = || -> Result<u64, TarError> { text()?.parse().map_err(|_| refuse("a PAX number is no number")) };
+    let id = || parse().and_then(|id| u32::try_from(id).map_err(|_| refuse("an owner is out of range")));
     match key {
         b"path" => extended.path = Some(value.to_vec()),
         b"linkpath" => extended.link = Some(value.to_vec()),
         b"size" => extended.size = Some(parse()?),
         b"uid" => extended.uid = Some(id()?),
         b"gid" => extended.gid = Some(id()?),
-        b"mtime" => extended.mtime = Some(pax_time(text()?).ok_or_else(|| bad(value, "a PAX time is no number"))?),
+        b"mtime" => extended.mtime = Some(pax_time(text()?).ok_or_else(|| refuse("a PAX time is no number"))?),
         _ if key.starts_with(b"GNU.sparse.") => extended.sparse = true,
         _ => {
             if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
                 extended.xattrs.retain(|(known, _)| known != name);
+                if extended.xattrs.len() == MAX_XATTRS {
+                    return Err(bad(b"", "more than 256 extended attributes"));
+                }
                 extended.xattrs.push((name.to_vec(), value.to_vec()));
             }
         }
@@ -386,6 +404,14 @@ mod tests {
         for records in [&b"99 path=x\n"[..], b"7 path\n", b"x path=y\n", b"10 path=xy", b"0 a=b\n"] {
             assert!(parse_pax(records, &mut Extended::default()).is_err(), "{}", records.escape_ascii());
         }
+    }
+
+    #[test]
+    fn attributes_of_one_entry_are_counted() {
+        let many: Vec<u8> =
+            (0..=MAX_XATTRS).flat_map(|it| record(&format!("SCHILY.xattr.user.{it}"), b"")).collect();
+        let error = parse_pax(&many, &mut Extended::default()).expect_err("refused");
+        assert!(error.to_string().contains("more than 256 extended attributes"), "{error}");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
+use std::ops::Bound;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
@@ -19,6 +20,10 @@ const MAX_ENTRIES: u64 = 2_000_000;
 
 /// Hard links whose target comes later in the archive.
 const MAX_FORWARD_LINKS: usize = 65_536;
+
+/// Bytes of paths that are held until the end: of folders, whose times are set last, and of hard links before their
+/// targets. The largest distribution images have some 5 MiB.
+const MAX_HELD: usize = 32 * 1024 * 1024;
 
 /// Folders in folders.
 const MAX_DEPTH: usize = 256;
@@ -106,6 +111,7 @@ pub fn unpack(
         folder: None,
         times: BTreeMap::new(),
         forward: Vec::new(),
+        held: 0,
         unpacked: Unpacked::default(),
         allowed: RATIO_FLOOR.saturating_add(compressed.saturating_mul(RATIO)),
         root_named: false,
@@ -144,6 +150,8 @@ struct Layer {
     times: BTreeMap<PathBuf, Timestamps>,
     /// Hard links whose target was not there yet: link, target.
     forward: Vec<(PathBuf, PathBuf)>,
+    /// Bytes of the paths in both.
+    held: usize,
     unpacked: Unpacked,
     allowed: u64,
     root_named: bool,
@@ -274,7 +282,32 @@ impl Layer {
             .map_err(|errno| system(entry, "opening its folder", errno))?;
         copy_attributes(&from, &to, stat)
             .map_err(|errno| system(entry, "copying a lower folder's attributes", errno))?;
-        self.times.insert(path.to_owned(), times_of(stat));
+        self.set_time_later(path, times_of(stat), entry)
+    }
+
+    /// A folder's time is set at the end.
+    fn set_time_later(&mut self, path: &Path, times: Timestamps, entry: &[u8]) -> Result<(), LayerError> {
+        match self.times.insert(path.to_owned(), times) {
+            Some(_) => Ok(()),
+            None => self.hold(path.as_os_str().len() + size_of::<(PathBuf, Timestamps)>(), entry),
+        }
+    }
+
+    /// What is below a folder follows it in the map.
+    fn forget_times(&mut self, folder: &Path) {
+        let from = (Bound::Included(folder), Bound::Unbounded);
+        let below = self.times.range::<Path, _>(from).map(|(path, _)| path);
+        let below: Vec<PathBuf> = below.take_while(|path| path.starts_with(folder)).cloned().collect();
+        for path in below {
+            self.times.remove(&path);
+        }
+    }
+
+    fn hold(&mut self, bytes: usize, entry: &[u8]) -> Result<(), LayerError> {
+        self.held += bytes;
+        if self.held > MAX_HELD {
+            return Err(refused(entry, "more than 32 MiB of folders and of hard links before their targets"));
+        }
         Ok(())
     }
 
@@ -354,7 +387,7 @@ impl Layer {
         };
         if kind_of(&stat) == FileType::Directory {
             self.remove_tree(path, entry, 0)?;
-            self.times.retain(|known, _| !known.starts_with(path));
+            self.forget_times(path);
             self.folder = None;
         } else {
             rustix::fs::unlinkat(&self.root, path, AtFlags::empty())
@@ -394,7 +427,7 @@ impl Layer {
             return Err(refused(entry, "too many hard links before their targets"));
         }
         self.forward.push((path.to_owned(), target.to_owned()));
-        Ok(())
+        self.hold(path.as_os_str().len() + target.as_os_str().len(), entry)
     }
 
     /// Links `path` to `target` of this layer, or to a copy of the lower layers' file; false when there is none yet.
@@ -519,8 +552,7 @@ impl Layer {
             last_modification: rustix::fs::Timespec { tv_sec: entry.mtime.0, tv_nsec: entry.mtime.1 as _ },
         };
         if entry.kind == Kind::Folder {
-            self.times.insert(path.to_owned(), times);
-            return Ok(());
+            return self.set_time_later(path, times, &entry.path);
         }
         rustix::fs::utimensat(&self.root, here, &times, AtFlags::SYMLINK_NOFOLLOW)
             .map_err(|errno| system(&entry.path, "setting its time", errno))
@@ -536,7 +568,8 @@ impl Layer {
         if entry.xattrs.is_empty() {
             return Ok(());
         }
-        let fd = open_below(&self.root, path, OFlags::PATH)
+        // A link's attributes are its own.
+        let fd = open_below(&self.root, path, OFlags::PATH | OFlags::NOFOLLOW)
             .map_err(|errno| system(&entry.path, "opening it", errno))?;
         let by_number = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&fd));
         for (name, value) in &entry.xattrs {
