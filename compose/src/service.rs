@@ -732,11 +732,15 @@ fn resources(reader: &Reader<'_>, kind: &str, node: &Node, field: &str, limits: 
     };
     for (key, node) in reader.mapping(node, field) {
         let field = format!("{field}.{key}");
+        // 0 is no limit, here as in the fields outside of `deploy`.
+        let size = || reader.parsed(node, &field, quantity::size).filter(|&size| size > 0);
+        let cpus = || reader.parsed(node, &field, quantity::nano_cpus).filter(|&cpus| cpus > 0);
+        let pids = || reader.integer(node, &field, -1, i64::from(i32::MAX)).filter(|&it| it != 0);
         match (key.as_str(), hard) {
-            ("cpus", true) => limits.nano_cpus = reader.parsed(node, &field, quantity::nano_cpus),
-            ("memory", true) => limits.memory = reader.parsed(node, &field, quantity::size),
-            ("pids", true) => limits.pids = reader.integer(node, &field, -1, i64::from(i32::MAX)),
-            ("memory", false) => limits.memory_reservation = reader.parsed(node, &field, quantity::size),
+            ("cpus", true) => limits.nano_cpus = cpus(),
+            ("memory", true) => limits.memory = size(),
+            ("pids", true) => limits.pids = pids(),
+            ("memory", false) => limits.memory_reservation = size(),
             ("cpus", false) => reader.notice(node.line, &field, "has no effect: CPU cannot be reserved"),
             ("devices" | "generic_resources", _) => {
                 reader.refuse(node.line, &field, "is not supported: use devices")

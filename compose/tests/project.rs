@@ -234,3 +234,12 @@ fn a_key_that_is_too_long_for_its_line_prints_as_what_is_read_again() {
     assert_eq!(parse_str("f", &printed, &options).expect("read again").project, loaded.project);
     assert_eq!(loaded.project.services["s"].labels[&key], "v");
 }
+
+#[test]
+fn a_limit_of_0_is_no_limit_wherever_it_stands() {
+    let text = "name: a\nservices: {s: {image: \"i:1\", deploy: {resources: {limits: {memory: 00M, cpus: \"0\", pids: 0}}}}}\n";
+    let options = LoadOptions { folder: "/nowhere".into(), ..LoadOptions::default() };
+    let loaded = parse_str("f", text, &options).expect("accepted");
+    let limits = &loaded.project.services["s"].limits;
+    assert_eq!((limits.memory, limits.nano_cpus, limits.pids), (None, None, None));
+}

@@ -10,6 +10,7 @@ pub mod debian;
 pub mod image;
 pub mod proxy;
 pub mod token;
+pub mod upload;
 
 /// Ends the test as skipped, with the reason, unless this machine can run it.
 #[macro_export]

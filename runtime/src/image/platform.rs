@@ -68,7 +68,8 @@ impl Platform {
         self.variants().iter().position(|&variant| variant == other.variant)
     }
 
-    /// The best manifest of an index, whatever its order. Attestations and other artifacts are not looked at.
+    /// The best manifest of an index, whatever its order; else the only one that names no platform. Attestations and
+    /// other artifacts are not looked at.
     ///
     /// # Errors
     /// When none fits.
@@ -81,6 +82,11 @@ impl Platform {
         let ranked = images.iter().filter_map(|(it, platform)| Some((self.rank(platform)?, &it.digest, *it)));
         if let Some((_, _, best)) = ranked.min_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1))) {
             return Ok(best);
+        }
+        // Without a platform it may be an index again, or the configuration will say (image-index.md: it is optional).
+        let mut silent = manifests.iter().filter(|it| it.is_image() && it.platform.is_none());
+        if let (Some(only), None) = (silent.next(), silent.next()) {
+            return Ok(only);
         }
         if images.is_empty() {
             return Err(NoMatch::HoldsNoImage);

@@ -292,8 +292,9 @@ fn find(origin: &mut dyn Origin, name: &str, wanted: &str, platform: &Platform) 
         }
         match manifest::parse(name, &bytes)? {
             Document::Index(manifests) => {
-                wanted = manifest::choose(name, platform, &manifests)?.digest.clone();
-                chosen_by_index = true;
+                let chosen = manifest::choose(name, platform, &manifests)?;
+                chosen_by_index |= chosen.platform.is_some();
+                wanted = chosen.digest.clone();
             }
             Document::Manifest(manifest) => {
                 let config_bytes = config_bytes(origin, name, &manifest)?;

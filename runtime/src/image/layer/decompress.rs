@@ -1,7 +1,7 @@
 //! Compressed layers as plain streams: all gzip members, all zstd frames, nothing behind them.
 
 use crate::image::manifest::Compression;
-use flate2::bufread::MultiGzDecoder;
+use flate2::bufread::GzDecoder;
 use ruzstd::decoding::{FrameDecoder, StreamingDecoder};
 use std::io::{self, BufRead, BufReader, Chain, Cursor, Read};
 
@@ -17,23 +17,38 @@ pub fn decompressed<'a>(compression: Compression, stream: impl Read + 'a) -> Box
     let input = BufReader::with_capacity(INPUT, stream);
     match compression {
         Compression::None => Box::new(input),
-        Compression::Gzip => Box::new(Gzip { members: MultiGzDecoder::new(input) }),
+        Compression::Gzip => Box::new(Gzip { member: Some(GzDecoder::new(input)) }),
         Compression::Zstd => Box::new(Zstd { state: ZstdState::Between(input) }),
     }
 }
 
-struct Gzip<R> {
-    members: MultiGzDecoder<R>,
+/// A stream of members, one after the other (RFC 1952 2.2).
+struct Gzip<R: BufRead> {
+    member: Option<GzDecoder<R>>,
 }
 
 impl<R: BufRead> Read for Gzip<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.members.read(buffer).map_err(|error| match error.kind() {
-            io::ErrorKind::InvalidInput if error.to_string().contains("header") => {
-                io::Error::new(io::ErrorKind::InvalidData, "data after the compressed stream")
+        while let Some(member) = &mut self.member {
+            let count = member.read(buffer).map_err(|error| match error.kind() {
+                io::ErrorKind::InvalidInput if error.to_string().contains("header") => {
+                    io::Error::new(io::ErrorKind::InvalidData, "no gzip stream, or data after it")
+                }
+                _ => error,
+            })?;
+            if count > 0 || buffer.is_empty() {
+                return Ok(count);
             }
-            _ => error,
-        })
+            let mut input = self.member.take().map(GzDecoder::into_inner).ok_or(io::ErrorKind::UnexpectedEof)?;
+            match input.fill_buf()?.first() {
+                None => {}
+                Some(0x1f) => self.member = Some(GzDecoder::new(input)),
+                Some(_) => {
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, "data after the compressed stream"));
+                }
+            }
+        }
+        Ok(0)
     }
 }
 

@@ -525,7 +525,12 @@ impl Layer {
         let mut file = std::fs::File::from(fd);
         let mut buffer = vec![0; CHUNK.min(usize::try_from(entry.size).unwrap_or(CHUNK))];
         loop {
-            let count = archive.read_data(&mut buffer)?;
+            let count = archive.read_data(&mut buffer).map_err(|error| match error {
+                TarError::Read(source) => {
+                    LayerError::System { entry: shown(&entry.path), action: "reading its bytes", source }
+                }
+                error => error.into(),
+            })?;
             if count == 0 {
                 return Ok(());
             }
