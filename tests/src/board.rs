@@ -187,9 +187,18 @@ impl Board {
     /// # Errors
     /// When it does not answer.
     pub fn start_agent(&self) -> anyhow::Result<()> {
+        self.start_agent_with(&[])
+    }
+
+    /// As [`Board::start_agent`], with variables of the environment.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn start_agent_with(&self, environment: &[(&str, &str)]) -> anyhow::Result<()> {
         let log = std::fs::File::create(self.run_folder().join("agent.log"))?;
         let mut command = Command::new(coracle());
         command.arg("agent").arg("--data").arg(self.data()).arg("--run").arg(self.run_folder());
+        command.envs(environment.iter().copied());
         // Not waited for: it is ended by `shutdown`, or killed by the test.
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?;
         wait_for("the agent", || Ok(self.output(&["status"])?.status.success()))

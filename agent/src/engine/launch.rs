@@ -267,11 +267,15 @@ impl Engine {
 
 /// How a project's images are fetched.
 pub fn options(registries: &Registries) -> PullOptions {
+    let standard = PullOptions::default();
+    let seconds =
+        std::env::var("CORACLE_REGISTRY_TIMEOUT").ok().and_then(|it| it.parse().ok()).filter(|&it| it > 0);
     PullOptions {
+        timeout: seconds.map_or(standard.timeout, Duration::from_secs),
         plain_http: registries.plain_http.clone(),
         ca_files: registries.ca_files.clone(),
         docker_config: registries.docker_config.clone(),
-        ..PullOptions::default()
+        ..standard
     }
 }
 

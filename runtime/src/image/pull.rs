@@ -16,6 +16,7 @@ use std::io::{self, Read};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Duration;
 
 /// Bytes in one piece between two threads.
 const PIECE: usize = 64 * 1024;
@@ -45,6 +46,8 @@ pub struct PullOptions {
     pub ca_files: Vec<PathBuf>,
     /// A Docker configuration with credentials.
     pub docker_config: Option<PathBuf>,
+    /// For the body of one answer.
+    pub timeout: Duration,
 }
 
 impl std::fmt::Debug for PullOptions {
@@ -63,6 +66,7 @@ impl Default for PullOptions {
             plain_http: Vec::new(),
             ca_files: Vec::new(),
             docker_config: None,
+            timeout: super::registry::BODY,
         }
     }
 }

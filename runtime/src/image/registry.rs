@@ -14,8 +14,8 @@ use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
 /// One answer's body may take this long; then the rest is asked for on a new connection. So a connection that stalls
-/// is given up, and a slow one costs a handshake every two minutes.
-const BODY: Duration = Duration::from_secs(120);
+/// is given up, and a slow one costs a handshake every two minutes. [`PullOptions`] may say otherwise.
+pub const BODY: Duration = Duration::from_secs(120);
 
 /// For a connection and its TLS handshake, and for the header of an answer.
 const CONNECT: Duration = Duration::from_secs(30);
@@ -74,9 +74,9 @@ impl<'a> Repository<'a> {
             .tls_config(tls)
             .max_redirects(0)
             .http_status_as_error(false)
-            .timeout_connect(Some(CONNECT))
-            .timeout_recv_response(Some(CONNECT))
-            .timeout_recv_body(Some(BODY))
+            .timeout_connect(Some(CONNECT.min(options.timeout)))
+            .timeout_recv_response(Some(CONNECT.min(options.timeout)))
+            .timeout_recv_body(Some(options.timeout))
             .user_agent(concat!("coracle/", env!("CARGO_PKG_VERSION")))
             .build()
             .new_agent();
@@ -173,7 +173,7 @@ impl<'a> Repository<'a> {
             let location = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
             let location = location.ok_or_else(|| self.network(what, "a redirect without Location"))?;
             let next = join(&url, location)
-                .ok_or_else(|| self.network(what, "a redirect to something else than a URL"))?;
+                .ok_or_else(|| self.network(what, "a redirect to something else than http or https"))?;
             let host = authority(&next);
             if next.starts_with("http://") && !self.options.allows_plain(host) {
                 return Err(Error::PlainHttp(host.to_owned()));
@@ -469,10 +469,14 @@ fn authority(url: &str) -> &str {
     origin.split_once("://").map_or(origin, |(_, authority)| authority)
 }
 
-/// Resolves a Location against the URL that was asked (RFC 3986 5.2, without dot segments).
+/// Resolves a Location against the URL that was asked (RFC 3986 5.2, without dot segments). `None`: not HTTP.
 fn join(base: &str, location: &str) -> Option<String> {
-    if location.starts_with("http://") || location.starts_with("https://") {
-        return Some(location.to_owned());
+    if let Some((scheme, rest)) = location.split_once(':')
+        && !scheme.contains(['/', '?', '#'])
+    {
+        let scheme = scheme.to_ascii_lowercase();
+        let known = matches!(scheme.as_str(), "http" | "https") && rest.starts_with("//");
+        return known.then(|| format!("{scheme}:{rest}"));
     }
     if let Some(rest) = location.strip_prefix("//") {
         return Some(format!("{}://{rest}", base.split_once("://")?.0));
@@ -552,6 +556,14 @@ mod tests {
         assert_eq!(join(base, "/b?s=1").as_deref(), Some("https://r.example:5000/b?s=1"));
         assert_eq!(join(base, "up").as_deref(), Some("https://r.example:5000/prefix/v2/a/blobs/up"));
         assert_eq!(join(base, "//s.example/b").as_deref(), Some("https://s.example/b"));
+        assert_eq!(join(base, "HTTP://s.example/b").as_deref(), Some("http://s.example/b"));
+        assert_eq!(
+            join(base, "b/sha256:00?u=http://x").as_deref(),
+            Some("https://r.example:5000/prefix/v2/a/blobs/b/sha256:00?u=http://x")
+        );
+        for other in ["file:///etc/shadow", "ftp://s.example/b", "https:b", "javascript:x"] {
+            assert_eq!(join(base, other), None, "{other}");
+        }
         assert_eq!(authority("https://s.example:1/b"), "s.example:1");
     }
 
