@@ -16,6 +16,10 @@ pub type Moment = Duration;
 pub struct Current {
     /// Whole images in the store by full reference.
     pub images: BTreeMap<String, KnownImage>,
+    /// Manifest digests of others that lost their name.
+    pub unnamed: BTreeSet<String>,
+    /// What pulls that were broken off left in the store is to go.
+    pub remains: bool,
     /// References that were ordered to be fetched again.
     pub stale: BTreeSet<String>,
     /// Containers by id.

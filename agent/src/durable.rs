@@ -6,6 +6,10 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+/// Bytes kept free for a document that must be written on a full disk, too. A target of a dozen services has some
+/// dozen KiB, and is beside the old one for a moment.
+const RESERVE: usize = 256 * 1024;
+
 /// Reads a document; `None` when it is not there, or broken: then it is put aside as `*.broken`.
 ///
 /// # Errors
@@ -34,16 +38,57 @@ pub fn write_json<T: Serialize>(path: &Path, document: &T) -> io::Result<()> {
     write(path, &serde_json::to_vec(document)?, 0o600)
 }
 
+/// As [`write_json`]; on a full disk the document takes the place of its [`keep_reserve`].
+///
+/// # Errors
+/// As the file system says; the old document is there then.
+pub fn write_json_from_reserve<T: Serialize>(path: &Path, document: &T) -> io::Result<()> {
+    let written = write_json(path, document);
+    let no_space = written.as_ref().is_err_and(is_full);
+    let written = match no_space && std::fs::remove_file(reserve(path)).is_ok() {
+        true => write_json(path, document),
+        false => written,
+    };
+    keep_reserve(path);
+    written
+}
+
+/// Holds space for a document, if there is some now.
+pub fn keep_reserve(path: &Path) {
+    let reserve = reserve(path);
+    if !reserve.exists() {
+        // On a full disk the next write of the document tries again. Noise: zeros may be stored as nothing.
+        let noise = (0..RESERVE as u32).map(|it| (it.wrapping_mul(2_654_435_761) >> 13) as u8);
+        let _ = write(&reserve, &noise.collect::<Vec<_>>(), 0o600);
+    }
+}
+
+fn reserve(path: &Path) -> std::path::PathBuf {
+    path.with_extension("reserve")
+}
+
+/// The file system is full.
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
+}
+
 /// As [`write_json`], for any bytes.
 ///
 /// # Errors
 /// As the file system says; the old file is there then.
 pub fn write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let beside = beside(path);
-    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&beside)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&beside, path)?;
+    let write = || {
+        let mut file =
+            std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&beside)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&beside, path)
+    };
+    write().inspect_err(|_| {
+        // Half a file takes space on a disk that has none.
+        let _ = std::fs::remove_file(&beside);
+    })?;
     sync_folder(path.parent().unwrap_or(Path::new("/")))
 }
 
@@ -53,8 +98,13 @@ pub fn write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
 /// As the file system says.
 pub fn write_volatile<T: Serialize>(path: &Path, document: &T) -> io::Result<()> {
     let beside = beside(path);
-    std::fs::write(&beside, serde_json::to_vec(document)?)?;
-    std::fs::rename(&beside, path)
+    let write = || {
+        std::fs::write(&beside, serde_json::to_vec(document)?)?;
+        std::fs::rename(&beside, path)
+    };
+    write().inspect_err(|_| {
+        let _ = std::fs::remove_file(&beside);
+    })
 }
 
 /// Makes what was renamed or removed in a folder last.

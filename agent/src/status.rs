@@ -125,6 +125,19 @@ impl Status {
         self.pending(project).next().is_none() && !self.running.iter().any(|step| step.project == project)
     }
 
+    /// Steps that failed for want of space, when a project has no others that are under way. They are tried again,
+    /// but somebody has to make room first: a command does not wait for that.
+    pub fn without_space<'a>(&'a self, project: &'a str) -> Option<Vec<&'a Step>> {
+        let pending: Vec<&Step> = self.pending(project).collect();
+        let failed = |step: &&Step| {
+            let key = step.action.key();
+            self.failures.iter().any(|failure| failure.key == key && failure.code == crate::exit::Code::NoSpace)
+        };
+        let rest = pending.iter().all(|step| !step.is_ready());
+        let full: Vec<&Step> = pending.into_iter().filter(failed).collect();
+        (rest && !full.is_empty()).then_some(full)
+    }
+
     /// Steps that will not become ready by themselves, when a project has no others left.
     pub fn stuck<'a>(&'a self, project: &'a str) -> Option<Vec<&'a Step>> {
         let pending: Vec<&Step> = self.pending(project).collect();

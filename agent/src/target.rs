@@ -81,12 +81,12 @@ impl Target {
         Ok(durable::read_json(path)?.unwrap_or_default())
     }
 
-    /// Writes the target.
+    /// Writes the target, from its reserve when the disk is full.
     ///
     /// # Errors
     /// As the file system says.
     pub fn save(&self, path: &Path) -> std::io::Result<()> {
-        durable::write_json(path, self)
+        durable::write_json_from_reserve(path, self)
     }
 
     /// After a boot: `always` means always, also for what was stopped by hand (Docker's rule; `unless-stopped` is

@@ -36,7 +36,7 @@ fn target(project: Option<Project>) -> Target {
     Target { projects: wanted.into_iter().collect(), ..Target::default() }
 }
 
-/// `SERVICE ended CODE`, `SERVICE unhealthy`, `SERVICE stopped`, `failed KEY`, `rules lost`, `image lost`, `boot`.
+/// `SERVICE ended CODE`, `SERVICE unhealthy`, `SERVICE stopped`, `failed KEY`, `rules lost`, `remains`, `boot`.
 fn happen(world: &mut World, target: &mut Target, line: &str) {
     let words: Vec<&str> = line.split_whitespace().collect();
     match words.as_slice() {
@@ -69,6 +69,7 @@ fn happen(world: &mut World, target: &mut Target, line: &str) {
             world.current.failures.insert(key.join(" "), failed);
         }
         ["rules", "lost"] => world.current.rules.clear(),
+        ["remains"] => world.current.remains = true,
         ["boot"] => {
             world.current.networks.clear();
             world.current.rules.clear();
@@ -266,7 +267,11 @@ fn strike(world: &mut World, number: usize, what: u8) {
     let now = world.now;
     match what {
         0 => world.current.rules.clear(),
-        1 => drop(world.current.images.pop_first()),
+        1 => {
+            let lost = world.current.images.pop_first();
+            world.current.unnamed.extend(lost.map(|(_, image)| image.digest));
+        }
+        5 => world.current.remains = true,
         _ => {
             let Some(container) = world.current.containers.values_mut().nth(number) else { return };
             match (&mut container.state, what) {
@@ -290,7 +295,7 @@ proptest! {
     fn doing_the_plan_reaches_the_target_and_loses_no_volume(
         first in wanted_project(),
         rounds in 0..12_usize,
-        strikes in proptest::collection::vec((0..5_usize, 0..5_u8), 0..4),
+        strikes in proptest::collection::vec((0..5_usize, 0..6_u8), 0..4),
         second in wanted_project(),
     ) {
         let mut world = World::new();

@@ -2,6 +2,7 @@
 
 use anyhow::ensure;
 use coracle_tests::board::{Board, http, run, wait_for};
+use coracle_tests::image::Image;
 use coracle_tests::needs;
 use serde_json::json;
 use std::process::Command;
@@ -52,6 +53,24 @@ fn a_release_is_pulled_started_reached_and_taken_down_without_a_trace() -> anyho
     assert!(board.data().join("volumes/demo/kept").exists());
     board.coracle(&["down", "-v"])?;
     assert!(!board.data().join("volumes/demo").exists());
+    Ok(())
+}
+
+#[test]
+fn a_tag_that_was_moved_is_followed_when_asked_and_the_image_that_lost_it_goes() -> anyhow::Result<()> {
+    needs!("docker-registry", "skopeo", "nft", "busybox", "ip");
+    let board = up(TWO)?;
+    let images =
+        || -> anyhow::Result<usize> { Ok(std::fs::read_dir(board.data().join("images/images"))?.count()) };
+    let digest = || -> anyhow::Result<serde_json::Value> { Ok(board.service("web")?["image_digest"].clone()) };
+    let first = digest()?;
+    board.push(&Image::busybox()?.with("Labels", json!({"edition": "2"})), "app:1")?;
+    board.coracle(&["up", "-d"])?;
+    assert_eq!(digest()?, first, "nobody asked for another image");
+    board.coracle(&["up", "-d", "--pull", "always"])?;
+    assert_ne!(digest()?, first);
+    wait_for("the image without a name to go", || Ok(images()? == 1))?;
+    assert_eq!(board.service("web")?["state"], "running");
     Ok(())
 }
 

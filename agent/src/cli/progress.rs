@@ -51,6 +51,15 @@ fn verdict(project: &str, status: &Status, ending: Ending, screen: &mut Screen) 
         }
         return Some(code);
     }
+    if let Some(full) = status.without_space(project) {
+        for step in full {
+            screen.line(&format!(
+                "{}; goes on by itself when there is space, `coracle df` shows what takes it",
+                explain(step)
+            ));
+        }
+        return Some(Code::NoSpace);
+    }
     if !status.is_settled(project) {
         return None;
     }

@@ -309,8 +309,7 @@ async fn usage(handle: &Handle) -> Result<DataUsage, Refusal> {
     };
     let measure = move || -> Result<DataUsage, image::Error> {
         let images = store.usage()?;
-        let freeable =
-            images.images.iter().filter(|image| !wanted.contains(&image.digest)).map(|image| image.own).sum();
+        let freeable = store.freeable(&wanted)?;
         let folders = |path: &Path| -> Vec<std::path::PathBuf> {
             std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
         };

@@ -119,6 +119,8 @@ pub struct Engine {
     shim_pid: i32,
     target: Target,
     images: BTreeMap<String, KnownImage>,
+    unnamed: BTreeSet<String>,
+    remains: bool,
     stale: BTreeSet<String>,
     containers: BTreeMap<String, Known>,
     /// As the shim told last.
@@ -188,8 +190,13 @@ impl Loop {
         paths.empty_staging().context("emptying the staging folder")?;
         let store = Store::open(&paths.data.join("images"))?;
         let mut target = Target::load(&paths.target()).context("reading the target")?;
-        if observe::is_new_boot(&paths) && target.forget_stops_of_always() {
-            target.save(&paths.target()).context("writing the target")?;
+        crate::durable::keep_reserve(&paths.target());
+        if observe::is_new_boot(&paths)
+            && target.forget_stops_of_always()
+            && let Err(error) = target.save(&paths.target())
+        {
+            // What is wanted is in memory; a full disk must not keep an agent from running what is there.
+            tracing::error!(%error, "the target could not be written");
         }
         observe::remember_boot(&paths)?;
         let (sender, receiver) = mpsc::channel(QUEUE);
@@ -208,6 +215,8 @@ impl Loop {
             shim_pid: connection.shim_pid,
             target,
             images: BTreeMap::new(),
+            unnamed: BTreeSet::new(),
+            remains: false,
             stale: BTreeSet::new(),
             containers: BTreeMap::new(),
             shim: BTreeMap::new(),
@@ -332,6 +341,9 @@ impl Engine {
 
     fn done(&mut self, key: &str, outcome: Result<Outcome, StepError>) -> bool {
         let Some(running) = self.running.remove(key) else { return false };
+        if matches!(running.action, Action::Pull { .. } | Action::RemoveImages { .. }) {
+            self.read_images();
+        }
         match outcome {
             Ok(outcome) => {
                 tracing::debug!(step = key, "done");
@@ -349,7 +361,6 @@ impl Engine {
             (Action::Pull { image, .. }, Outcome::Pulled(pulled)) => {
                 tracing::info!(%image, digest = %pulled.digest, "pulled");
                 self.stale.remove(image);
-                self.images.insert(image.clone(), KnownImage { digest: pulled.digest, config: pulled.config });
             }
             (Action::MakeNetwork { bridge, .. }, _) => {
                 self.networks.extend(action.made_network().map(|live| (bridge.clone(), live)));
@@ -377,7 +388,6 @@ impl Engine {
                 self.containers.remove(container);
                 self.shim.remove(container);
             }
-            (Action::RemoveImages { .. }, _) => self.read_images(),
             _ => {}
         }
     }
@@ -427,6 +437,8 @@ impl Engine {
         };
         Current {
             images: self.images.clone(),
+            unnamed: self.unnamed.clone(),
+            remains: self.remains,
             stale: self.stale.clone(),
             containers: self.observed(),
             networks: self.networks.clone(),

@@ -98,8 +98,10 @@ impl Engine {
     }
 
     pub(super) fn read_images(&mut self) {
-        match self.context.store.images() {
-            Ok(images) => {
+        let store = &self.context.store;
+        match store.images().and_then(|images| Ok((images, store.unnamed()?))) {
+            Ok((images, unnamed)) => {
+                self.unnamed = unnamed;
                 self.images = images
                     .into_iter()
                     .map(|image| (image.reference, KnownImage { digest: image.digest, config: image.config }))
@@ -107,6 +109,8 @@ impl Engine {
             }
             Err(error) => tracing::error!(%error, "the image index cannot be read"),
         }
+        // A pull that was broken off goes on from what it left; that goes by order, or with the next image that goes.
+        self.remains = false;
     }
 
     /// Asks the shim what runs, and records what ended.

@@ -104,13 +104,21 @@ impl Engine {
                 target.kept.extend(images);
                 self.read_images();
             }
-            Order::Free => target.kept.clear(),
+            Order::Free => {
+                target.kept.clear();
+                self.read_images();
+                self.remains = self.context.store.has_remains().unwrap_or(false);
+            }
             Order::Plan(_) => {}
         }
         let plan = plan::plan(&self.current(&target), &target, boot_now());
         if target != self.target {
-            target.save(&self.context.paths.target()).map_err(|error| {
-                Refusal::new(Code::Internal, format!("the target could not be written: {error}"))
+            target.save(&self.context.paths.target()).map_err(|error| match crate::durable::is_full(&error) {
+                true => Refusal::new(
+                    Code::NoSpace,
+                    format!("the order could not be kept: {error}; `coracle df` shows what takes the space"),
+                ),
+                false => Refusal::new(Code::Internal, format!("the target could not be written: {error}")),
             })?;
             self.target = target;
         }

@@ -69,7 +69,7 @@ impl StepError {
                 matches!(failure.kind, FailureKind::Timeout | FailureKind::NoSpace | FailureKind::Conflict)
             }
             Self::Shim(_) | Self::WillNotDie(_) | Self::Aborted => true,
-            Self::File { source, .. } => is_full(source),
+            Self::File { source, .. } => crate::durable::is_full(source),
             Self::Link(_) | Self::Firewall(_) | Self::Description(_) => false,
         }
     }
@@ -85,7 +85,7 @@ impl StepError {
                 FailureKind::Refused | FailureKind::NotRunnable { .. } => Code::Configuration,
                 FailureKind::Conflict | FailureKind::Timeout | FailureKind::Internal => Code::Internal,
             },
-            Self::File { source, .. } if is_full(source) => Code::NoSpace,
+            Self::File { source, .. } if crate::durable::is_full(source) => Code::NoSpace,
             Self::Description(_) => Code::Configuration,
             _ => Code::Internal,
         }
@@ -96,10 +96,6 @@ impl StepError {
         let action = action.into();
         move |source| Self::File { action, source }
     }
-}
-
-fn is_full(error: &std::io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
 }
 
 /// Runs what blocks in a thread of its own.

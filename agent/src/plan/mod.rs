@@ -76,6 +76,7 @@ pub(crate) fn unused_images(current: &Current, target: &Target) -> Option<Vec<St
         }
     }
     keep.extend(current.containers.values().map(|container| container.identity.image.clone()));
-    let unused = current.images.values().any(|image| !keep.contains(&image.digest));
+    let mut images = current.images.values().map(|image| &image.digest).chain(&current.unnamed);
+    let unused = current.remains || images.any(|digest| !keep.contains(digest));
     unused.then(|| keep.into_iter().collect())
 }

@@ -77,6 +77,7 @@ impl World {
         match action {
             Action::Pull { image, .. } => {
                 current.stale.remove(image);
+                current.unnamed.remove(&image_of(image).digest);
                 current.images.insert(image.clone(), image_of(image));
             }
             Action::MakeNetwork { bridge, range, .. } => {
@@ -118,6 +119,8 @@ impl World {
             }
             Action::RemoveImages { keep } => {
                 current.images.retain(|_, image| keep.contains(&image.digest));
+                current.unnamed.retain(|digest| keep.contains(digest));
+                current.remains = false;
             }
         }
     }

@@ -94,13 +94,22 @@ pub enum Error {
         reason: String,
     },
     /// It does not fit.
-    #[error("no space: needs {needed} bytes, {available} are free")]
+    #[error("no space: needs some {needed} bytes, {available} may be used; `coracle df` shows what takes it")]
     NoSpace {
         /// Bytes wanted.
         needed: u64,
         /// Bytes free.
         available: u64,
     },
+    /// It was expected to fit and does not.
+    #[error("{what}: no space left while it was unpacked; `coracle df` shows what takes it")]
+    Full {
+        /// Which part of the image.
+        what: String,
+    },
+    /// It has too many files.
+    #[error("no space: the file system takes no more files (inodes); `coracle df --free` removes unused images")]
+    NoInodes,
     /// A file of the store failed.
     #[error("{action} {}", path.display())]
     Store {
@@ -126,7 +135,7 @@ impl Error {
             Self::NoPlatform { .. } | Self::BadImage { .. } => ErrorKind::BadImage,
             Self::Refused { .. } => ErrorKind::RegistryRefused,
             Self::Network { .. } | Self::Busy { .. } => ErrorKind::Network,
-            Self::NoSpace { .. } => ErrorKind::NoSpace,
+            Self::NoSpace { .. } | Self::Full { .. } | Self::NoInodes => ErrorKind::NoSpace,
             Self::Store { source, .. } if is_full(source) => ErrorKind::NoSpace,
             Self::Store { .. } | Self::Cancelled => ErrorKind::Internal,
         }

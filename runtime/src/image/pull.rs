@@ -489,7 +489,10 @@ impl LayerWork<'_> {
             .and_then(io::Error::raw_os_error)
             .is_some_and(|code| code == libc::ENOSPC || code == libc::EDQUOT);
         if full {
-            return Error::NoSpace { needed: expected(self.layer.size), available: self.store.free_bytes() };
+            return match self.store.has_no_inodes() {
+                true => Error::NoInodes,
+                false => Error::Full { what: format!("layer {}", self.layer.digest) },
+            };
         }
         let reason = match error.io() {
             Some(cause) => format!("{error}: {cause}"),

@@ -143,6 +143,38 @@ impl Store {
         image.chain.iter().rev().map(|chain| self.layer_path(chain)).collect()
     }
 
+    /// Manifest digests of images that lost their name to another.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub fn unnamed(&self) -> Result<BTreeSet<String>, Error> {
+        let named: BTreeSet<String> = self.names()?.into_values().collect();
+        Ok(self.records()?.into_keys().filter(|digest| !named.contains(digest)).collect())
+    }
+
+    /// There are layers or blobs that no image has: a pull was broken off.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub fn has_remains(&self) -> Result<bool, Error> {
+        Ok(self.parts_beside(&parts_of(&self.records()?))?.next().is_some())
+    }
+
+    /// Bytes that [`Self::remove_unused`] would free.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub fn freeable(&self, keep: &BTreeSet<String>) -> Result<u64, Error> {
+        let mut records = self.records()?;
+        records.retain(|digest, _| keep.contains(digest));
+        Ok(self.parts_beside(&parts_of(&records))?.map(|path| tree_bytes(&path)).sum())
+    }
+
+    fn parts_beside(&self, used: &BTreeSet<String>) -> Result<impl Iterator<Item = PathBuf>, Error> {
+        let parts = [self.entries("layers")?, self.entries("blobs/sha256")?];
+        Ok(parts.into_iter().flatten().filter(move |path| !used.contains(&named(path))))
+    }
+
     /// Removes images that `keep` does not name, and layers that then nobody has.
     ///
     /// # Errors
@@ -150,31 +182,22 @@ impl Store {
     pub fn remove_unused(&self, keep: &BTreeSet<String>) -> Result<Freed, Error> {
         let _lock = self.lock();
         let mut freed = Freed::default();
-        let names: BTreeMap<String, String> =
-            self.names()?.into_iter().filter(|(_, digest)| keep.contains(digest)).collect();
-        self.write_names(&names)?;
-        let mut used = BTreeSet::new();
-        for (digest, record) in self.records()? {
-            if keep.contains(&digest) {
-                used.extend(record.layers.iter().map(|layer| layer.chain.clone()));
-                used.extend([digest, record.config]);
-            } else {
-                self.remove(&self.record_path(&digest))?;
-                freed.images += 1;
-            }
+        let mut records = self.records()?;
+        for (digest, _) in records.extract_if(.., |digest, _| !keep.contains(digest)) {
+            self.remove(&self.record_path(&digest))?;
+            freed.images += 1;
         }
-        for path in self.entries("layers")? {
-            if !used.contains(&named(&path)) {
-                freed.bytes += tree_bytes(&path);
-                freed.layers += 1;
-                self.remove(&path)?;
-            }
+        for path in self.parts_beside(&parts_of(&records))? {
+            freed.bytes += tree_bytes(&path);
+            freed.layers += usize::from(path.is_dir());
+            self.remove(&path)?;
         }
-        for path in self.entries("blobs/sha256")? {
-            if !used.contains(&named(&path)) {
-                freed.bytes += std::fs::metadata(&path).map_or(0, |it| it.len());
-                self.remove(&path)?;
-            }
+        // Last: on a full disk it needs the room that was made. Until then a name of nothing names nothing.
+        let mut names = self.names()?;
+        let before = names.len();
+        names.retain(|_, digest| keep.contains(digest));
+        if names.len() != before {
+            self.write_names(&names)?;
         }
         Ok(freed)
     }
@@ -270,6 +293,11 @@ impl Store {
     /// Bytes that images may take: what is free, less what stays so.
     pub fn available(&self) -> u64 {
         self.free_bytes().saturating_sub(super::pull::RESERVE)
+    }
+
+    /// The file system takes no more files, whatever their size.
+    pub(super) fn has_no_inodes(&self) -> bool {
+        rustix::fs::statvfs(self.root.as_path()).is_ok_and(|it| it.f_files > 0 && it.f_favail == 0)
     }
 
     /// Bytes free on the file system.
@@ -378,6 +406,15 @@ fn hex_of(digest: &str) -> &str {
 }
 
 /// The digest that a file or folder is named after.
+/// ChainIDs and digests of blobs that some images have.
+fn parts_of(records: &BTreeMap<String, Record>) -> BTreeSet<String> {
+    let parts = |(digest, record): (&String, &Record)| {
+        let layers = record.layers.iter().map(|layer| layer.chain.clone());
+        layers.chain([digest.clone(), record.config.clone()]).collect::<Vec<_>>()
+    };
+    records.iter().flat_map(parts).collect()
+}
+
 fn named(path: &Path) -> String {
     format!("sha256:{}", path.file_stem().unwrap_or_default().to_string_lossy())
 }
@@ -419,6 +456,10 @@ fn write_whole(staging: &Path, path: &Path, bytes: &[u8]) -> Result<(), Error> {
         file.sync_all()?;
         std::fs::rename(&beside, path)
     };
-    write().map_err(Error::store("writing", path))?;
+    write().map_err(|error| {
+        // Half a file takes space on a disk that has none.
+        let _ = std::fs::remove_file(&beside);
+        Error::store("writing", path)(error)
+    })?;
     sync_folder(path.parent().unwrap_or(Path::new("/")))
 }
