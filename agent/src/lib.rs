@@ -32,14 +32,19 @@ use paths::Paths;
 /// Threads for what blocks: one pull (which has two more of its own), and short file and netlink work beside it.
 const BLOCKING_THREADS: usize = 4;
 
+/// An idle thread ends after this: before memory is given back.
+const KEEP_THREADS: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// Runs the agent until SIGTERM, SIGINT or an order ends it. Containers go on.
 ///
 /// # Errors
 /// When it cannot begin, or no shim can be had.
 pub fn run_agent(paths: Paths) -> anyhow::Result<()> {
+    coracle_runtime::memory::use_one_heap();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
+        .thread_keep_alive(KEEP_THREADS)
         .build()?;
     let local = tokio::task::LocalSet::new();
     let result = local.block_on(&runtime, run(paths));

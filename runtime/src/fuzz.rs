@@ -238,9 +238,22 @@ mod tests {
         }
     }
 
+    const SPARSE: [&[u8]; 2] = [
+        include_bytes!("../tests/corpus/sparse/gnu.tar.gz"),
+        include_bytes!("../tests/corpus/sparse/pax-1.0.tar.gz"),
+    ];
+
+    /// Without most of its data: short inputs are hurt where it matters.
+    fn sparse(packed: &[u8]) -> Vec<u8> {
+        let mut archive = Vec::new();
+        decompressed(Compression::Gzip, packed).read_to_end(&mut archive).expect("unpacked");
+        archive.truncate(16 * 1024);
+        archive
+    }
+
     #[test]
     fn a_layer_that_was_hurt_changes_nothing_outside_of_its_folder() {
-        let words: [&[u8]; 14] = [
+        let words: [&[u8]; 18] = [
             b"../",
             b"/",
             b"out/file",
@@ -252,11 +265,16 @@ mod tests {
             b"30 path=../../../canary/file\n",
             b"25 linkpath=../up/../x/y\n",
             b"12 size=999\n",
+            b"22 GNU.sparse.major=1\n",
+            b"30 GNU.sparse.realsize=999999\n",
+            b"26 GNU.sparse.map=0,9,8,7\n",
+            b"S",
             b"ustar\0",
             b"x",
             b"\0",
         ];
-        campaign(&[BUSY.to_vec()], &words, 4_000, layer);
+        let seeds = [BUSY.to_vec(), sparse(SPARSE[0]), sparse(SPARSE[1])];
+        campaign(&seeds, &words, 4_000, layer);
     }
 
     #[test]

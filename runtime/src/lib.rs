@@ -10,6 +10,7 @@ pub mod container;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 pub mod image;
+pub mod memory;
 pub mod network;
 pub mod shim;
 mod sys;

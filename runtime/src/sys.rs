@@ -104,3 +104,16 @@ pub fn register(fd: OwnedFd) -> std::io::Result<tokio::io::unix::AsyncFd<OwnedFd
     // SAFETY: an `OwnedFd` answers the same descriptor as long as it lives, and `AsyncFd` owns it.
     unsafe { tokio::io::unix::AsyncFd::register(fd) }.map_err(std::io::Error::from)
 }
+
+/// Has the kernel begin to write a part of a file to the disk, without waiting for it (sync_file_range(2)).
+///
+/// # Errors
+/// ESPIPE and ENOSYS where there is no such thing; EIO, ENOSPC when earlier writes failed.
+pub fn begin_writeback(file: &std::fs::File, offset: u64, length: u64) -> std::io::Result<()> {
+    let (offset, length) = (offset as libc::off64_t, length as libc::off64_t);
+    // SAFETY: no memory is passed.
+    let result = unsafe {
+        libc::sync_file_range(std::os::fd::AsRawFd::as_raw_fd(file), offset, length, libc::SYNC_FILE_RANGE_WRITE)
+    };
+    if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}

@@ -99,14 +99,22 @@ fn archives(canary: &str) -> Vec<(&'static str, Vec<u8>, &'static str)> {
         ("long-link-of-100-mib", extended(b'K', b"00620000000").end(), "an extended header is larger than 1 MiB"),
         ("records-of-100-mib", extended(b'x', b"00620000000").end(), "an extended header is larger than 1 MiB"),
         (
-            "sparse",
-            Archive::new().entry(Header::new(b"hole", b'S'), b"").end(),
-            r#"entry "hole": sparse files are not supported"#,
+            "sparse-outside",
+            Archive::new().pax(&[("GNU.sparse.size", b"9"), ("GNU.sparse.map", b"8,2")]).file("hole", b"xy").end(),
+            r#"entry "hole": a part is outside of the file"#,
         ),
         (
-            "sparse-record",
-            Archive::new().pax(&[("GNU.sparse.major", b"1")]).file("hole", b"x").end(),
-            "sparse files are not supported",
+            "sparse-map-without-an-end",
+            Archive::new()
+                .pax(&[("GNU.sparse.major", b"1"), ("GNU.sparse.realsize", b"9")])
+                .file("hole", b"9\n0\n1\n")
+                .end(),
+            r#"entry "hole": it ends within its map of parts"#,
+        ),
+        (
+            "sparse-of-one-tebibyte",
+            Archive::new().pax(&[("GNU.sparse.size", b"9999999999999")]).file("hole", b"").end(),
+            r#"entry "hole": it is larger than 1 TiB"#,
         ),
         (
             "nul-in-a-name",

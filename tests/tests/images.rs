@@ -6,9 +6,10 @@ use coracle_tests::board::{Board, REGISTRY, run};
 use coracle_tests::image::{Entry, Image};
 use coracle_tests::needs;
 use coracle_tests::proxy::{Fault, Proxy};
+use coracle_tests::upload::{Layer, Upload};
 use serde_json::json;
 use std::collections::BTreeMap;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -117,6 +118,36 @@ fn every_form_of_an_image_gives_the_same_files() -> anyhow::Result<()> {
     ensure!(first.len() > 80, "{} files", first.len());
     for (arguments, tree) in &trees {
         ensure!(tree == first, "{arguments:?} gives other files");
+    }
+    Ok(())
+}
+
+#[test]
+fn sparse_files_keep_their_bytes_and_their_holes() -> anyhow::Result<()> {
+    needs!("docker-registry", "tar", "ip");
+    let mut board = Board::new()?;
+    board.start_registry("")?;
+    board.start_agent()?;
+    std::fs::create_dir_all(board.path().join("demo"))?;
+    let path = board.path().join("disk");
+    let disk = std::fs::File::create(&path)?;
+    disk.set_len(64 << 20)?;
+    for part in 0..100 {
+        disk.write_all_at(b"data", part * 600_000)?;
+    }
+    let digest = digest_of(&std::fs::read(&path)?);
+    let forms = ["--format=gnu", "--sparse-version=0.0", "--sparse-version=0.1", "--sparse-version=1.0"];
+    for (number, form) in forms.iter().enumerate() {
+        run(Command::new("tar").args([form, "--sparse", "-cf", "sparse.tar", "disk"]).current_dir(board.path()))?;
+        let layer = Layer::of(&std::fs::read(board.path().join("sparse.tar"))?);
+        let folder = layer.diff_id.trim_start_matches("sha256:").to_owned();
+        let repository = format!("sparse{number}");
+        Upload { registry: REGISTRY, repository: &repository }.image("1", &[layer])?;
+        board.coracle(&["pull", &format!("{REGISTRY}/{repository}:1")])?;
+        let file = board.data().join("images/layers").join(folder).join("disk");
+        let blocks = std::fs::metadata(&file)?.blocks();
+        ensure!(digest_of(&std::fs::read(&file)?) == digest, "{form}: other bytes");
+        ensure!(blocks < 2048, "{form}: {blocks} blocks of 512 bytes");
     }
     Ok(())
 }

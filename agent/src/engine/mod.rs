@@ -26,6 +26,7 @@ use crate::plan::{self, Action, Plan};
 use crate::status::Status;
 use crate::target::Target;
 use coracle_runtime::image::{Progress, Store};
+use coracle_runtime::memory;
 use coracle_runtime::shim::{Client, ContainerStatus};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -245,6 +246,7 @@ impl Loop {
     /// When no shim can be had any more.
     pub async fn run(mut self) -> anyhow::Result<()> {
         let mut look = true;
+        let mut tidy = Some(boot_now() + memory::QUIET);
         loop {
             if look {
                 self.engine.look_at_shim().await;
@@ -260,14 +262,30 @@ impl Loop {
                     (None, false) => std::future::pending().await,
                 }
             };
+            let quiet = async {
+                match tidy {
+                    Some(at) => tokio::time::sleep(at.saturating_sub(boot_now())).await,
+                    None => std::future::pending().await,
+                }
+            };
             let message = tokio::select! {
                 message = self.receiver.recv() => message,
                 () = wake => { look = false; continue }
+                () = quiet => {
+                    // Work that is under way tells its end.
+                    tidy = None;
+                    memory::give_back();
+                    look = false;
+                    continue
+                }
             };
             look = false;
             let Some(mut message) = message else { return Ok(()) };
             // Everything that waits is taken before the next plan.
             loop {
+                if matches!(message, Message::Done { .. } | Message::Order(..)) {
+                    tidy = Some(boot_now() + memory::QUIET);
+                }
                 match message {
                     Message::End => return Ok(()),
                     Message::ShimGone => {

@@ -289,7 +289,7 @@ fn table(shown: &str, mut file: File) -> Result<BTreeMap<String, Member>, Error>
         let Ok(name) = String::from_utf8(entry.path) else { continue };
         let name = name.trim_start_matches("./").to_owned();
         let member = match entry.kind {
-            Kind::File => Member::Bytes { offset: at.get(), size: entry.size },
+            Kind::File if entry.parts.is_none() => Member::Bytes { offset: at.get(), size: entry.size },
             Kind::SymLink(target) | Kind::HardLink(target) => Member::Link(resolve(&name, &target)),
             _ => continue,
         };

@@ -10,7 +10,7 @@ use super::ring::Ring;
 use super::transport::{self, Received};
 use crate::container::worker::{self, Folders, Made, Output};
 use crate::container::{ContainerSpec, ExecSpec, NetworkNamespace, Stdio};
-use crate::sys;
+use crate::{memory, sys};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
@@ -177,7 +177,13 @@ struct Shim {
     sources: BTreeMap<u64, (Source, Owner)>,
     namespaces: BTreeMap<String, OwnedFd>,
     buffer: Vec<u8>,
+    /// When memory is given back, nanoseconds of the boot clock.
+    tidy_ns: Option<u64>,
     ending: bool,
+}
+
+fn quiet_from_now_ns() -> u64 {
+    boottime_now_ns() + memory::QUIET.as_nanos() as u64
 }
 
 /// Runs the shim on `folder/shim.sock` until it is told to end. The process must have one thread.
@@ -226,6 +232,7 @@ impl Shim {
             sources: BTreeMap::new(),
             namespaces: BTreeMap::new(),
             buffer: vec![0; MAX_PACKET],
+            tidy_ns: Some(quiet_from_now_ns()),
             ending: false,
         };
         let number = shim.token(Token::Signals);
@@ -275,6 +282,10 @@ impl Shim {
         }
         self.enforce_deadlines();
         self.run_queue();
+        if self.tidy_ns.is_some_and(|at| at <= boottime_now_ns()) && self.workers.is_empty() {
+            self.tidy_ns = None;
+            memory::give_back();
+        }
         Ok(())
     }
 
@@ -282,7 +293,9 @@ impl Shim {
     fn timeout(&self) -> EpollTimeout {
         let workers = self.workers.values().filter(|worker| !worker.timed_out).map(|worker| worker.deadline_ns);
         let execs = self.execs.values().filter(|exec| !exec.timed_out).filter_map(|exec| exec.deadline_ns);
-        let Some(next) = workers.chain(execs).min() else {
+        // While there are workers, their end comes first.
+        let tidy = self.tidy_ns.filter(|_| self.workers.is_empty());
+        let Some(next) = workers.chain(execs).chain(tidy).min() else {
             return EpollTimeout::NONE;
         };
         let wait_ms = next.saturating_sub(boottime_now_ns()).div_ceil(1_000_000);
@@ -785,6 +798,10 @@ impl Shim {
     }
 
     fn finish(&mut self, worker: Worker, outcome: Outcome, terminal: Option<OwnedFd>) {
+        if !matches!(worker.deed, Deed::Exec { .. }) {
+            // Health checks come too often for that.
+            self.tidy_ns = Some(quiet_from_now_ns());
+        }
         let reply = match (worker.deed, outcome) {
             (Deed::Start { id, sources }, Outcome::Made(pid)) => self.started(&id, pid, sources, terminal),
             (Deed::Start { id, .. }, Outcome::Failed(failure)) => {

@@ -8,12 +8,15 @@ use std::time::Duration;
 
 const QUIET: Duration = Duration::from_secs(120);
 
+/// Memory of the start is given back before this.
+const SETTLED: Duration = coracle_runtime::memory::QUIET.saturating_mul(2);
+
 pub fn run() -> anyhow::Result<Vec<Figure>> {
     let mut board = Board::new()?;
     board.start_registry("")?;
     board.push(&Image::busybox()?, "app:1")?;
     board.start_agent()?;
-    let with = |services: usize| -> anyhow::Result<f64> {
+    let with = |services: usize| -> anyhow::Result<[f64; 2]> {
         let mut text = String::from("services:\n");
         for number in 0..services {
             text.push_str(&format!(
@@ -22,22 +25,25 @@ pub fn run() -> anyhow::Result<Vec<Figure>> {
         }
         board.compose(&text)?;
         board.coracle(&["up", "-d"])?;
-        // Buffers of the start are given back.
-        std::thread::sleep(Duration::from_secs(3));
         let pids = pids(&board)?;
-        Ok(pids.iter().map(|pid| pss_kib(*pid).unwrap_or(f64::NAN)).sum())
+        std::thread::sleep(SETTLED);
+        let sum = |field| pids.iter().map(|pid| kib(*pid, field).unwrap_or(f64::NAN)).sum();
+        Ok([sum("Pss:"), sum("Pss_Anon:")])
     };
-    let five = with(5)?;
+    let [five, private] = with(5)?;
     let pids_before = pids(&board)?;
+    std::thread::sleep(SETTLED);
     let (cpu, switches) = (cpu_seconds(&pids_before)?, switches(&pids_before)?);
     std::thread::sleep(QUIET);
     let cpu = (cpu_seconds(&pids_before)? - cpu) / QUIET.as_secs_f64() * 100.0;
     let wakeups = (self::switches(&pids_before)? - switches) / QUIET.as_secs_f64() * 60.0;
-    let fifteen = with(15)?;
+    let [fifteen, private_fifteen] = with(15)?;
     drop(board);
     Ok(vec![
         Figure::of("pss_mib", "MiB", &[five / 1024.0]),
+        Figure::of("private_mib", "MiB", &[private / 1024.0]),
         Figure::of("per_container_kib", "KiB", &[(fifteen - five) / 10.0]),
+        Figure::of("private_per_container_kib", "KiB", &[(private_fifteen - private) / 10.0]),
         Figure::of("cpu_percent", "%", &[cpu]),
         Figure::of("wakeups_per_minute", "1/min", &[wakeups]),
     ])
@@ -50,9 +56,10 @@ fn pids(board: &Board) -> anyhow::Result<[i64; 2]> {
     Ok([pid("pid")?, pid("shim_pid")?])
 }
 
-fn pss_kib(pid: i64) -> anyhow::Result<f64> {
+/// A field of `/proc/PID/smaps_rollup` (proc_pid_smaps(5)).
+fn kib(pid: i64, field: &str) -> anyhow::Result<f64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).context("no Pss")?;
+    let line = text.lines().find_map(|line| line.strip_prefix(field)).with_context(|| format!("no {field}"))?;
     Ok(line.trim().trim_end_matches(" kB").parse()?)
 }
 

@@ -1,4 +1,5 @@
-//! A tar reader for layers: ustar, GNU long names, PAX (POSIX.1-2017 pax, "ustar Interchange Format").
+//! A tar reader for layers: ustar, GNU long names, PAX (POSIX.1-2017 pax, "ustar Interchange Format"), and sparse files
+//! in the four forms that GNU tar writes ("Storing Sparse Files" of its manual).
 //!
 //! Strict where readers differ from each other, because a difference lets a scanner and a board see different files:
 //! PAX records are framed by their length, NUL bytes in names are refused, a global header ends with its archive.
@@ -23,6 +24,9 @@ const MAX_CHAIN: usize = 16;
 /// Extended attributes of one entry. The list of their names is at most 64 KiB (`XATTR_LIST_MAX`, linux/limits.h): as
 /// many as there are of the longest.
 const MAX_XATTRS: usize = 256;
+
+/// Parts with data of one sparse file: a map of 256 KiB in memory.
+const MAX_PARTS: usize = 16 * 1024;
 
 /// What an entry is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,8 +54,10 @@ pub struct Entry {
     pub path: Vec<u8>,
     /// What it is.
     pub kind: Kind,
-    /// Bytes that follow.
+    /// Bytes of the file. They follow, those of a sparse file's `parts` only.
     pub size: u64,
+    /// Of a sparse file: where it has data, in ascending order. The rest is holes.
+    pub parts: Option<Vec<Part>>,
     /// Mode bits.
     pub mode: u32,
     /// Owner.
@@ -62,6 +68,15 @@ pub struct Entry {
     pub mtime: (i64, u32),
     /// Extended attributes.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// A part of a file that has data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// Bytes from the file's start.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u64,
 }
 
 /// Why an archive is refused; names the entry when there is one.
@@ -104,7 +119,17 @@ struct Extended {
     gid: Option<u32>,
     mtime: Option<(i64, u32)>,
     xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    sparse: bool,
+    sparse: Option<Sparse>,
+}
+
+/// What PAX records say of a sparse file, versions 0.0, 0.1 and 1.0.
+#[derive(Debug, Default, Clone)]
+struct Sparse {
+    /// Version 1: the map stands before the data.
+    map_in_data: bool,
+    /// Offsets and lengths in turn.
+    map: Vec<u64>,
+    size: Option<u64>,
 }
 
 /// Reads entries one after the other.
@@ -147,6 +172,9 @@ impl<R: Read> Archive<R> {
                 b'g' => {
                     let records = self.extended_bytes(&header)?;
                     parse_pax(&records, &mut self.global).map_err(|error| error.of(&header))?;
+                    if self.global.sparse.is_some() {
+                        return Err(bad(b"", "a global header makes all files sparse"));
+                    }
                     extended = self.global.clone();
                 }
                 b'L' => extended.path = Some(trimmed(&self.extended_bytes(&header)?)),
@@ -247,21 +275,15 @@ impl<R: Read> Archive<R> {
         };
         let kind = match header[156] {
             b'0' | 0 | b'7' if path.ends_with(b"/") => Kind::Folder,
-            b'0' | 0 | b'7' => Kind::File,
+            b'0' | 0 | b'7' | b'S' => Kind::File,
             b'1' => Kind::HardLink(link),
             b'2' => Kind::SymLink(link),
             b'3' => device().map(|(major, minor)| Kind::CharDevice(major, minor))?,
             b'4' => device().map(|(major, minor)| Kind::BlockDevice(major, minor))?,
             b'5' => Kind::Folder,
             b'6' => Kind::Fifo,
-            b'S' => {
-                return Err(bad(&path, "sparse files are not supported yet: build the image without them"));
-            }
             _ => return Err(bad(&path, "its type is unknown")),
         };
-        if extended.sparse {
-            return Err(bad(&path, "sparse files are not supported yet: build the image without them"));
-        }
         let size = match extended.size {
             Some(size) => size,
             None => field(124..136, "its size is no number")?,
@@ -269,8 +291,14 @@ impl<R: Read> Archive<R> {
         if size > MAX_FILE {
             return Err(bad(&path, "it is larger than 1 TiB"));
         }
-        let size = if kind == Kind::File { size } else { 0 };
-        (self.left, self.padding) = (size, padding(size));
+        let stored = if kind == Kind::File { size } else { 0 };
+        (self.left, self.padding) = (stored, padding(stored));
+        let (size, parts) = match (header[156], extended.sparse) {
+            (b'S', _) => self.gnu_sparse(header, &path).map(|(size, parts)| (size, Some(parts)))?,
+            (_, Some(_)) if kind != Kind::File => return Err(bad(&path, "it is sparse, but no file")),
+            (_, Some(sparse)) => self.pax_sparse(sparse, &path).map(|(size, parts)| (size, Some(parts)))?,
+            (_, None) => (stored, None),
+        };
         let id = |set: Option<u32>, range, reason| match set {
             Some(id) => Ok(id),
             None => field(range, reason)
@@ -279,6 +307,7 @@ impl<R: Read> Archive<R> {
         Ok(Entry {
             kind,
             size,
+            parts,
             mode: field(100..108, "its mode is no number")? as u32 & 0o7777,
             uid: id(extended.uid, 108..116, "its owner is no number")?,
             gid: id(extended.gid, 116..124, "its group is no number")?,
@@ -287,6 +316,83 @@ impl<R: Read> Archive<R> {
             path,
         })
     }
+
+    /// The old GNU form: the map stands in the header and in blocks behind it.
+    fn gnu_sparse(&mut self, header: &[u8; BLOCK], path: &[u8]) -> Result<(u64, Vec<Part>), TarError> {
+        let size = number(&header[483..495]).ok_or_else(|| bad(path, "its size is no number"))?;
+        let mut map = Vec::new();
+        let mut add = |fields: &[u8]| -> Result<(), TarError> {
+            // An unused place begins with NUL.
+            for field in fields.chunks_exact(12).take_while(|field| field[0] != 0) {
+                map.push(number(field).ok_or_else(|| bad(path, "its map of parts holds no number"))?);
+            }
+            if map.len() > 2 * MAX_PARTS { Err(bad(path, "it has more than 16,384 parts")) } else { Ok(()) }
+        };
+        add(&header[386..482])?;
+        let mut goes_on = header[482] != 0;
+        while goes_on {
+            let mut block = [0; BLOCK];
+            self.stream.read_exact(&mut block)?;
+            add(&block[..504])?;
+            goes_on = block[504] != 0;
+        }
+        parts_of(&map, size, self.left, path).map(|parts| (size, parts))
+    }
+
+    fn pax_sparse(&mut self, mut sparse: Sparse, path: &[u8]) -> Result<(u64, Vec<Part>), TarError> {
+        if sparse.map_in_data {
+            let count = self.line(path)?;
+            if count > MAX_PARTS as u64 {
+                return Err(bad(path, "it has more than 16,384 parts"));
+            }
+            sparse.map = (0..2 * count).map(|_| self.line(path)).collect::<Result<_, _>>()?;
+            // The data begin with the next block.
+            let rest = (self.left + self.padding) % BLOCK as u64;
+            if rest > self.left {
+                return Err(bad(path, "it ends within its map of parts"));
+            }
+            self.left -= io::copy(&mut (&mut self.stream).take(rest), &mut io::sink())?;
+        }
+        let size = sparse.size.ok_or_else(|| bad(path, "a sparse file without a size"))?;
+        parts_of(&sparse.map, size, self.left, path).map(|parts| (size, parts))
+    }
+
+    /// A decimal number and a newline, of the present entry's bytes.
+    fn line(&mut self, path: &[u8]) -> Result<u64, TarError> {
+        let mut value = 0_u64;
+        for place in 0..=20 {
+            let mut byte = [0];
+            if self.read_data(&mut byte)? == 0 {
+                return Err(bad(path, "it ends within its map of parts"));
+            }
+            match byte[0] {
+                b'\n' if place > 0 => return Ok(value),
+                digit @ b'0'..=b'9' => {
+                    let next = value.checked_mul(10).and_then(|it| it.checked_add((digit - b'0').into()));
+                    value = next.ok_or_else(|| bad(path, "its map of parts holds no number"))?;
+                }
+                _ => break,
+            }
+        }
+        Err(bad(path, "its map of parts holds no number"))
+    }
+}
+
+/// Checks a map: in ascending order, inside of the file, and as many bytes as are stored.
+fn parts_of(map: &[u64], size: u64, stored: u64, path: &[u8]) -> Result<Vec<Part>, TarError> {
+    if size > MAX_FILE {
+        return Err(bad(path, "it is larger than 1 TiB"));
+    }
+    let (mut end, mut sum) = (0, 0);
+    let mut parts = Vec::with_capacity(map.len() / 2);
+    for pair in map.chunks(2) {
+        let &[offset, length] = pair else { return Err(bad(path, "its map of parts has an odd number")) };
+        let next = offset.checked_add(length).filter(|&next| offset >= end && next <= size);
+        end = next.ok_or_else(|| bad(path, "a part is outside of the file or over another"))?;
+        sum += length;
+        parts.push(Part { offset, length });
+    }
+    if sum == stored { Ok(parts) } else { Err(bad(path, "its parts are not what is stored")) }
 }
 
 fn padding(size: u64) -> u64 {
@@ -347,7 +453,34 @@ fn set_pax(key: &[u8], value: &[u8], extended: &mut Extended) -> Result<(), TarE
         b"uid" => extended.uid = Some(id()?),
         b"gid" => extended.gid = Some(id()?),
         b"mtime" => extended.mtime = Some(pax_time(text()?).ok_or_else(|| refuse("a PAX time is no number"))?),
-        _ if key.starts_with(b"GNU.sparse.") => extended.sparse = true,
+        _ if key.starts_with(b"GNU.sparse.") => {
+            let sparse = extended.sparse.get_or_insert_default();
+            match &key[b"GNU.sparse.".len()..] {
+                b"major" => sparse.map_in_data = parse()? == 1,
+                b"minor" if parse()? == 0 => {}
+                // Version 0 has no number; 1.0 is the last.
+                b"minor" => return Err(refuse("a sparse file of an unknown version")),
+                b"name" => extended.path = Some(value.to_vec()),
+                b"size" | b"realsize" => sparse.size = Some(parse()?),
+                b"numblocks" => {}
+                b"offset" | b"numbytes" => {
+                    let is_offset = key.ends_with(b"offset");
+                    if is_offset != sparse.map.len().is_multiple_of(2) {
+                        return Err(refuse("its map of parts has an odd number"));
+                    }
+                    sparse.map.push(parse()?);
+                }
+                b"map" => {
+                    let numbers = text()?.split(',').filter(|it| !it.is_empty()).map(str::parse);
+                    let map = numbers.collect::<Result<Vec<u64>, _>>();
+                    sparse.map = map.map_err(|_| refuse("its map of parts holds no number"))?;
+                }
+                _ => return Err(refuse("an unknown record of a sparse file")),
+            }
+            if sparse.map.len() > 2 * MAX_PARTS {
+                return Err(refuse("it has more than 16,384 parts"));
+            }
+        }
         _ => {
             if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
                 extended.xattrs.retain(|(known, _)| known != name);
@@ -420,6 +553,59 @@ mod tests {
         assert_eq!(number(b"\x80\0\0\0\0\0\x01\0"), Some(256));
         assert_eq!(number(b"\0\0\0\0"), Some(0));
         assert_eq!(number(b"9"), None);
+    }
+
+    /// What GNU tar 1.34 made of three files: 30 parts of 100 bytes, a hole of 1 MiB, and a plain one.
+    const SPARSE: [&[u8]; 4] = [
+        include_bytes!("../../../tests/corpus/sparse/gnu.tar.gz"),
+        include_bytes!("../../../tests/corpus/sparse/pax-0.0.tar.gz"),
+        include_bytes!("../../../tests/corpus/sparse/pax-0.1.tar.gz"),
+        include_bytes!("../../../tests/corpus/sparse/pax-1.0.tar.gz"),
+    ];
+
+    #[test]
+    fn sparse_files_of_every_form_have_their_bytes_where_they_belong() {
+        let mut disk = vec![0; 3 << 20];
+        for part in 0..30 {
+            let start = part * 65_536 + 4_096;
+            disk[start..start + 100].fill(b'A' + (part % 26) as u8);
+        }
+        for packed in SPARSE {
+            let mut archive = Archive::new(flate2::read::GzDecoder::new(packed));
+            let mut files = Vec::new();
+            while let Some(entry) = archive.next_entry().expect("an entry") {
+                let mut bytes = vec![0; entry.size as usize];
+                for part in entry.parts.unwrap_or(vec![Part { offset: 0, length: entry.size }]) {
+                    let mut part = &mut bytes[part.offset as usize..][..part.length as usize];
+                    while !part.is_empty() {
+                        let count = archive.read_data(part).expect("read");
+                        assert!(count > 0);
+                        part = &mut part[count..];
+                    }
+                }
+                files.push((String::from_utf8(entry.path).expect("a name"), bytes));
+            }
+            let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
+            assert_eq!(names, ["disk.img", "hole", "plain"]);
+            assert!(files[0].1 == disk && files[1].1 == vec![0; 1 << 20] && files[2].1 == b"plain\n");
+        }
+    }
+
+    #[test]
+    fn a_map_of_parts_that_does_not_fit_is_refused() {
+        let refused =
+            |map: &[u64], size, stored| parts_of(map, size, stored, b"f").expect_err("refused").to_string();
+        assert!(refused(&[0, 5, 4, 1], 10, 6).contains("over another"));
+        assert!(refused(&[0, 11], 10, 11).contains("outside of the file"));
+        assert!(refused(&[u64::MAX, 2], 10, 2).contains("outside of the file"));
+        assert!(refused(&[0], 10, 0).contains("odd number"));
+        assert!(refused(&[0, 5], 10, 6).contains("not what is stored"));
+        assert!(refused(&[], u64::MAX, 0).contains("1 TiB"));
+        assert!(parts_of(&[0, 5, 5, 0, 7, 3], 10, 8, b"f").is_ok());
+        for (key, value) in [("minor", "1"), ("map", "0,x"), ("numbytes", "1"), ("other", "")] {
+            let records = record(&format!("GNU.sparse.{key}"), value.as_bytes());
+            assert!(parse_pax(&records, &mut Extended::default()).is_err(), "{key}");
+        }
     }
 
     proptest! {

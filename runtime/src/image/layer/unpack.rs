@@ -4,12 +4,12 @@
 //! Every path is walked by descriptors below the layer's own root. A path that leads through a symbolic link is
 //! resolved as a process in the container would see it, over the layers below; nothing is ever written outside.
 
-use super::tar::{Archive, Entry, Kind, TarError};
+use super::tar::{Archive, Entry, Kind, Part, TarError};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawMode, ResolveFlags, Timestamps, UTIME_OMIT, XattrFlags};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Bound;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -39,6 +39,10 @@ const RATIO: u64 = 1_000;
 
 /// Bytes read at once from a file's data.
 const CHUNK: usize = 64 * 1024;
+
+/// Bytes of a file after which the kernel is told to begin writing them: so the disk works while the next are inflated,
+/// and a small board's memory does not fill with what waits for it. Smaller files are left to the sync at the end.
+const WRITEBACK: u64 = 1024 * 1024;
 
 const OPAQUE: &str = "trusted.overlay.opaque";
 
@@ -517,29 +521,37 @@ impl Layer {
     }
 
     fn file(&mut self, path: &Path, entry: &Entry, archive: &mut Archive<impl Read>) -> Result<(), LayerError> {
-        self.unpacked.bytes += entry.size;
+        let whole = [Part { offset: 0, length: entry.size }];
+        let parts = entry.parts.as_deref().unwrap_or(&whole);
+        self.unpacked.bytes += parts.iter().map(|part| part.length).sum::<u64>();
         if self.unpacked.bytes > self.allowed {
             return Err(refused(&entry.path, "the layer unpacks to more than 1,000 times its size"));
         }
         let fd = create_below(&self.root, path).map_err(|errno| system(&entry.path, "making it", errno))?;
         let mut file = std::fs::File::from(fd);
+        let failed = |action| move |source| LayerError::System { entry: shown(&entry.path), action, source };
         let mut buffer = vec![0; CHUNK.min(usize::try_from(entry.size).unwrap_or(CHUNK))];
-        loop {
-            let count = archive.read_data(&mut buffer).map_err(|error| match error {
-                TarError::Read(source) => {
-                    LayerError::System { entry: shown(&entry.path), action: "reading its bytes", source }
-                }
-                error => error.into(),
-            })?;
-            if count == 0 {
-                return Ok(());
+        for part in parts {
+            if entry.parts.is_some() {
+                file.seek(SeekFrom::Start(part.offset)).map_err(failed("writing"))?;
             }
-            file.write_all(&buffer[..count]).map_err(|source| LayerError::System {
-                entry: shown(&entry.path),
-                action: "writing",
-                source,
-            })?;
+            let (mut written, mut begun) = (0, 0);
+            while written < part.length {
+                let room = usize::try_from(part.length - written).unwrap_or(CHUNK).min(buffer.len());
+                let count = archive.read_data(&mut buffer[..room]).map_err(|error| match error {
+                    TarError::Read(source) => failed("reading its bytes")(source),
+                    error => error.into(),
+                })?;
+                file.write_all(&buffer[..count]).map_err(failed("writing"))?;
+                written += count as u64;
+                if written - begun >= WRITEBACK {
+                    // It is synced in the end, whatever this says.
+                    let _ = crate::sys::begin_writeback(&file, part.offset + begun, written - begun);
+                    begun = written;
+                }
+            }
         }
+        if entry.parts.is_some() { file.set_len(entry.size).map_err(failed("writing")) } else { Ok(()) }
     }
 
     /// Owner, mode, attributes, times, in this order: a change of owner clears setuid bits and capabilities.
