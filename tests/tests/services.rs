@@ -1,10 +1,18 @@
 //! What a service may ask for, in real containers.
 
-use anyhow::ensure;
-use coracle_tests::board::{Board, wait_for};
+use anyhow::{Context, ensure};
+use coracle_tests::board::{Board, coracle, wait_for};
 use coracle_tests::image::{Entry, Image};
 use coracle_tests::needs;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::pty::{Winsize, openpty};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::termios::tcgetattr;
+use nix::unistd::Pid;
 use serde_json::json;
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::process::Command;
 
 /// Brings a project up whose services are one line each; `APP` is the image.
 fn up(board: &Board, services: &str) -> anyhow::Result<()> {
@@ -99,6 +107,56 @@ fn exec_has_the_container_s_user_folder_and_groups_and_gives_its_exit_code() -> 
     ensure!(missing.contains("/missing"), "{missing}");
     let (code, nobody) = board.refused(&["exec", "-u", "nobody2", "app", "id"])?;
     ensure!(code == 2 && nobody.contains("nobody2"), "{code} {nobody}");
+    Ok(())
+}
+
+#[test]
+fn exec_on_a_terminal_has_its_size_passes_keys_and_gives_it_back() -> anyhow::Result<()> {
+    needs_all!();
+    let board = Board::with_app()?;
+    up(&board, "  app: {APP, command: sleep 1000}\n")?;
+    let pty = openpty(Some(&Winsize { ws_row: 31, ws_col: 100, ws_xpixel: 0, ws_ypixel: 0 }), None)?;
+    let before = tcgetattr(&pty.slave)?;
+    let script =
+        "stty size; trap 'echo now; stty size' WINCH; while read -r line; do echo said $line; done; exit 7";
+    let mut command = Command::new(coracle());
+    command.arg("exec").arg("--data").arg(board.data()).arg("--run").arg(board.run_folder());
+    command.args(["-t", "app", "sh", "-c", script]).current_dir(board.path().join("demo"));
+    for end in ["stdin", "stdout", "stderr"] {
+        let slave = pty.slave.try_clone()?;
+        match end {
+            "stdin" => command.stdin(slave),
+            "stdout" => command.stdout(slave),
+            _ => command.stderr(slave),
+        };
+    }
+    let mut child = command.spawn()?;
+    let mut terminal = std::fs::File::from(pty.master);
+    let mut shown = String::new();
+    let mut wait_for_text = |terminal: &mut std::fs::File, text: &str| {
+        wait_for(text, || {
+            let mut buffer = [0; 1000];
+            let mut ready = [PollFd::new(terminal.as_fd(), PollFlags::POLLIN)];
+            if poll(&mut ready, PollTimeout::from(10_u8))? > 0 {
+                let count = terminal.read(&mut buffer)?;
+                shown.push_str(&String::from_utf8_lossy(&buffer[..count]));
+            }
+            Ok(shown.contains(text))
+        })
+        .with_context(|| format!("{shown:?}"))
+    };
+    wait_for_text(&mut terminal, "31 100")?;
+    ensure!(tcgetattr(&pty.slave)? != before, "keys are passed as they come");
+    terminal.write_all(b"hello\r")?;
+    wait_for_text(&mut terminal, "said hello")?;
+    coracle_runtime::terminal::set_size(pty.slave.as_fd(), 44, 55)?;
+    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGWINCH)?;
+    // The shell runs its trap after the line that it waits for.
+    terminal.write_all(b"again\r")?;
+    wait_for_text(&mut terminal, "44 55")?;
+    terminal.write_all(b"\x04")?;
+    assert_eq!(child.wait()?.code(), Some(7));
+    ensure!(tcgetattr(&pty.slave)? == before, "the terminal is as it was");
     Ok(())
 }
 

@@ -8,7 +8,9 @@ use crate::exit::Code;
 use coracle_runtime::container::ExecSpec;
 use coracle_runtime::shim::{Client, Event, Reply, Request};
 use std::io::IsTerminal;
+use std::os::fd::AsFd;
 use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Time that the shim may take to begin the command.
 const BEGIN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -34,6 +36,7 @@ pub fn exec(options: &Options) -> Done {
         cwd: options.workdir.clone(),
         user: options.user.clone(),
         tty,
+        terminal_size: coracle_runtime::terminal::size(std::io::stdin().as_fd()).filter(|_| tty),
         privileged: options.privileged,
         contained: false,
     };
@@ -74,18 +77,26 @@ async fn run(options: &Options, request: Request, tty: bool) -> Result<i32, Fail
     let Reply::ExecStarted { exec, .. } = reply else {
         return Err(Failed::new(Code::Internal, "the shim gave an answer of another kind"));
     };
-    let pump = match terminal.into_iter().next() {
+    let mut pump = match terminal.into_iter().next() {
         Some(terminal) => Some(super::terminal::attach(terminal)?),
         None => None,
     };
-    while let Some(event) = connection.events.recv().await {
-        if let Event::ExecEnded { exec: ended, exit, .. } = event
-            && ended == exec
-        {
-            if let Some(pump) = pump {
-                pump.finish();
+    let mut resized = signal(SignalKind::window_change()).map_err(anyhow::Error::from)?;
+    loop {
+        let event = tokio::select! {
+            event = connection.events.recv() => event,
+            _ = resized.recv() => {
+                pump.iter().for_each(super::terminal::Pump::resize);
+                continue;
             }
-            return Ok(exit.code);
+        };
+        match event {
+            Some(Event::ExecEnded { exec: ended, exit, .. }) if ended == exec => {
+                pump.iter_mut().for_each(super::terminal::Pump::show_the_rest);
+                return Ok(exit.code);
+            }
+            Some(_) => {}
+            None => break,
         }
     }
     Err(Failed::new(Code::Internal, "the shim is gone"))

@@ -11,10 +11,11 @@ use std::thread::JoinHandle;
 /// Bytes passed on at once.
 const PIECE: usize = 4096;
 
-/// The two terminals, joined until the command ends.
+/// The two terminals, joined until the command ends. Dropped, it gives this terminal back as it was.
 pub struct Pump {
     saved: Option<Termios>,
-    output: JoinHandle<()>,
+    inner: OwnedFd,
+    output: Option<JoinHandle<()>>,
 }
 
 /// Sets this terminal raw, and copies both ways in threads.
@@ -30,12 +31,8 @@ pub fn attach(terminal: OwnedFd) -> Result<Pump, Failed> {
         termios::tcsetattr(stdin.as_fd(), SetArg::TCSANOW, &raw)
             .map_err(|errno| Failed::new(Code::Internal, errno.desc()))?;
     }
-    if let Some((rows, columns)) = coracle_runtime::terminal::size(stdin.as_fd()) {
-        // A size that cannot be set is a terminal of 24 lines.
-        let _ = coracle_runtime::terminal::set_size(terminal.as_fd(), rows, columns);
-    }
     let mut from = File::from(terminal.try_clone()?);
-    let mut to = File::from(terminal);
+    let mut to = File::from(terminal.try_clone()?);
     let output = std::thread::spawn(move || {
         let mut buffer = [0; PIECE];
         // EIO: the command and everything that it started have closed the terminal.
@@ -54,13 +51,28 @@ pub fn attach(terminal: OwnedFd) -> Result<Pump, Failed> {
             }
         }
     });
-    Ok(Pump { saved, output })
+    Ok(Pump { saved, inner: terminal, output: Some(output) })
 }
 
 impl Pump {
-    /// Shows what is left and gives the terminal back.
-    pub fn finish(self) {
-        let _ = self.output.join();
+    /// Passes this terminal's size on; the kernel tells the programs (SIGWINCH).
+    pub fn resize(&self) {
+        if let Some((rows, columns)) = coracle_runtime::terminal::size(std::io::stdin().as_fd()) {
+            // A terminal that is gone has no size.
+            let _ = coracle_runtime::terminal::set_size(self.inner.as_fd(), rows, columns);
+        }
+    }
+
+    /// Waits until everything that the command wrote is shown.
+    pub fn show_the_rest(&mut self) {
+        if let Some(output) = self.output.take() {
+            let _ = output.join();
+        }
+    }
+}
+
+impl Drop for Pump {
+    fn drop(&mut self) {
         if let Some(saved) = &self.saved {
             let _ = termios::tcsetattr(std::io::stdin().as_fd(), SetArg::TCSANOW, saved);
         }

@@ -198,6 +198,7 @@ impl Prober {
             cwd: None,
             user: None,
             tty: false,
+            terminal_size: None,
             privileged: false,
             contained: true,
         };

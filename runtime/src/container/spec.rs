@@ -104,6 +104,8 @@ pub struct ExecSpec {
     pub user: Option<String>,
     /// A terminal.
     pub tty: bool,
+    /// Its rows and columns, from the start on.
+    pub terminal_size: Option<(u16, u16)>,
     /// All capabilities.
     pub privileged: bool,
     /// A reaper of ours stays the parent of everything that the command starts, and nothing outlives it.

@@ -17,7 +17,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 use std::io::Read;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -255,9 +255,14 @@ pub fn exec(
     let _ = std::fs::remove_file(&file);
     let pid = pid.map_err(|error| Failure::new(FailureKind::Internal, chain(&error)))?;
     set_oom_score(pid, spec.process.oom_score_adj)?;
+    let terminal = console.map(|socket| receive_terminal(&socket)).transpose()?;
+    if let (Some(terminal), Some((rows, columns))) = (&terminal, exec.terminal_size) {
+        // A size that cannot be set is no reason not to run.
+        let _ = crate::terminal::set_size(terminal.as_fd(), rows, columns);
+    }
     drop((gate, gate_write, report_write));
     wait_until_running(&report)?;
-    Ok(Made { pid, terminal: console.map(|socket| receive_terminal(&socket)).transpose()? })
+    Ok(Made { pid, terminal })
 }
 
 /// Removes the cgroups of an ended container, libcontainer's state, and its folder.
