@@ -69,6 +69,8 @@ pub struct ServiceStatus {
     pub restarts: u32,
     /// Processes killed for want of memory in this run.
     pub oom_kills: u64,
+    /// When the last of them was seen, seconds since 1970.
+    pub last_oom_kill: Option<u64>,
     /// Its last ends.
     pub exits: Vec<Exit>,
     /// Addresses by network.

@@ -260,16 +260,39 @@ fn memory_that_ran_out_is_told_from_an_exit() -> anyhow::Result<()> {
         &board,
         r#"
   eater: {APP, mem_limit: 16m, command: tail /dev/zero}
-  killed: {APP, mem_limit: 16m, command: sh -c 'kill -9 $$$$'}
+  killed: {APP, mem_limit: 16m, command: sleep 1000}
+  stopped: {APP, mem_limit: 16m, command: "sh -c 'trap : TERM; while :; do sleep 1; done'"}
   failed: {APP, command: sh -c 'exit 137'}
+  parent: {APP, mem_limit: 16m, command: sh -c 'tail /dev/zero; sleep 1000'}
+  orphan: {APP, mem_limit: 16m, command: sh -c 'tail /dev/zero; exit 1'}
 "#,
     )?;
+    // Nobody asks, and nothing else happens: the kernel tells.
+    board.wait_for_service("parent", "oom_kills", json!(1))?;
+    let parent = board.service("parent")?;
+    ensure!(parent["state"] == "running" && parent["last_oom_kill"].is_u64(), "{parent}");
+    let killed = board.service("killed")?["pid"].as_i64().context("a pid")?;
+    kill(Pid::from_raw(i32::try_from(killed)?), Signal::SIGKILL)?;
+    board.coracle(&["stop", "stopped"])?;
+    for (service, reason, code, kills) in
+        [("killed", "killed", 137, 0), ("stopped", "stopped", 137, 0), ("orphan", "exited", 1, 1)]
+    {
+        board.wait_for_service(service, "state", json!("exited"))?;
+        let last = board.service(service)?["exits"][0].clone();
+        ensure!(
+            last["reason"] == reason && last["code"] == code && last["oom_kills"] == kills,
+            "{service}: {last}"
+        );
+    }
     board.wait_for_service("eater", "state", json!("exited"))?;
     board.wait_for_service("failed", "state", json!("exited"))?;
     assert_eq!(board.service("eater")?["exits"][0]["reason"], "oom");
     assert_eq!(board.service("eater")?["exits"][0]["code"], 137);
     assert_eq!(board.service("failed")?["exits"][0]["reason"], "exited");
-    ensure!(board.coracle(&["ps"])?.contains("out of memory"));
+    let shown = board.coracle(&["ps"])?;
+    for words in ["exited 137, out of memory", ", 1 killed for want of memory, last ", "exited 1, 1 killed"] {
+        ensure!(shown.contains(words), "{words}: {shown}");
+    }
     Ok(())
 }
 

@@ -84,11 +84,21 @@ fn state(service: &ServiceStatus) -> String {
         ("running", Some(started), _) => {
             let again =
                 if service.restarts > 0 { format!(", {} restarts", service.restarts) } else { String::new() };
-            format!("running {}{health}{again}", table::span(unix_now().saturating_sub(started)))
+            let killed = match service.last_oom_kill {
+                Some(at) => {
+                    let ago = table::span(unix_now().saturating_sub(at));
+                    format!(", {} killed for want of memory, last {ago} ago", service.oom_kills)
+                }
+                None => String::new(),
+            };
+            format!("running {}{health}{again}{killed}", table::span(unix_now().saturating_sub(started)))
         }
         ("exited", _, Some(exit)) => {
             use crate::engine::Reason;
             let why = match exit.reason {
+                Reason::Exited if exit.oom_kills > 0 => {
+                    format!("exited {}, {} killed for want of memory", exit.code, exit.oom_kills)
+                }
                 Reason::Exited => format!("exited {}", exit.code),
                 Reason::Oom => format!("exited {}, out of memory", exit.code),
                 Reason::Killed => format!("exited {}, killed", exit.code),

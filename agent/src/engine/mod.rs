@@ -4,6 +4,7 @@
 //! wakes for the shim's events, the end of a deed, an order, or the end of a pause.
 
 mod launch;
+mod memory;
 mod names;
 mod observe;
 mod orders;
@@ -26,7 +27,6 @@ use crate::plan::{self, Action, Plan};
 use crate::status::Status;
 use crate::target::Target;
 use coracle_runtime::image::{Progress, Store};
-use coracle_runtime::memory;
 use coracle_runtime::shim::{Client, ContainerStatus};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -77,6 +77,8 @@ pub enum Message {
     },
     /// A health check ended.
     Probe(probe::Probed),
+    /// A container ran out of memory, maybe.
+    OutOfMemory(String),
     /// Somebody wants something else.
     Order(Box<Order>, oneshot::Sender<Result<Taken, Refusal>>),
     /// Somebody removed the rule sets of these projects.
@@ -135,6 +137,7 @@ pub struct Engine {
     running_sender: watch::Sender<BTreeSet<String>>,
     names: names::Servers,
     probes: BTreeMap<String, probe::Handle>,
+    oom_watches: BTreeMap<String, memory::Watch>,
     ears: Ears,
     status: watch::Sender<Rc<Status>>,
     order: u64,
@@ -230,6 +233,7 @@ impl Loop {
             running_sender,
             names: names::Servers::default(),
             probes: BTreeMap::new(),
+            oom_watches: BTreeMap::new(),
             ears,
             status: status_sender,
             order: 0,
@@ -246,7 +250,7 @@ impl Loop {
     /// When no shim can be had any more.
     pub async fn run(mut self) -> anyhow::Result<()> {
         let mut look = true;
-        let mut tidy = Some(boot_now() + memory::QUIET);
+        let mut tidy = Some(boot_now() + coracle_runtime::memory::QUIET);
         loop {
             if look {
                 self.engine.look_at_shim().await;
@@ -274,7 +278,7 @@ impl Loop {
                 () = quiet => {
                     // Work that is under way tells its end.
                     tidy = None;
-                    memory::give_back();
+                    coracle_runtime::memory::give_back();
                     look = false;
                     continue
                 }
@@ -284,7 +288,7 @@ impl Loop {
             // Everything that waits is taken before the next plan.
             loop {
                 if matches!(message, Message::Done { .. } | Message::Order(..)) {
-                    tidy = Some(boot_now() + memory::QUIET);
+                    tidy = Some(boot_now() + coracle_runtime::memory::QUIET);
                 }
                 match message {
                     Message::End => return Ok(()),
@@ -326,6 +330,7 @@ impl Engine {
         self.open_gates(&plan);
         self.update_names();
         self.update_probes();
+        self.update_oom_watches();
         self.publish(&plan);
         plan
     }
@@ -337,6 +342,10 @@ impl Engine {
             Message::Done { key, outcome } => self.done(&key, outcome),
             Message::Probe(probed) => {
                 self.probed(&probed);
+                false
+            }
+            Message::OutOfMemory(id) => {
+                self.note_oom_kills(&id);
                 false
             }
             Message::Order(order, answer) => {

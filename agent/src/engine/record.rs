@@ -40,6 +40,8 @@ pub struct Record {
     pub health_output: String,
     /// Processes killed for want of memory in this run.
     pub oom_kills: u64,
+    /// When the last of them was seen, seconds since 1970.
+    pub last_oom_kill: Option<u64>,
 }
 
 /// How a run ended.
@@ -125,7 +127,7 @@ impl Record {
             self.streak = 0;
         }
         self.stop_ordered = false;
-        self.oom_kills = 0;
+        (self.oom_kills, self.last_oom_kill) = (0, None);
         self.health = if checked { Health::Starting } else { Health::None };
         self.health_failures = 0;
         self.health_output.clear();

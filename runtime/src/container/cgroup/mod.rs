@@ -8,11 +8,14 @@ pub mod devices;
 pub(crate) mod entry;
 mod hierarchy;
 mod limits;
+mod oom;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+pub use oom::{OomWatch, oom_kills};
 
 const MOUNT: &str = "/sys/fs/cgroup";
 
@@ -44,19 +47,6 @@ pub fn is_v2() -> bool {
 pub fn controller(cgroup: &str, name: &str) -> PathBuf {
     let relative = cgroup.trim_start_matches('/');
     if is_v2() { Path::new(MOUNT).join(relative) } else { Path::new(MOUNT).join(name).join(relative) }
-}
-
-/// Number of processes of the cgroup that the kernel killed because memory ran out, and the highest use in bytes.
-///
-/// From `memory.events` on v2 (Documentation/admin-guide/cgroup-v2.rst), `memory.oom_control` on v1.
-pub fn oom_kills(cgroup: &str) -> u64 {
-    let folder = controller(cgroup, "memory");
-    let file = if is_v2() { "memory.events" } else { "memory.oom_control" };
-    let text = std::fs::read_to_string(folder.join(file)).unwrap_or_default();
-    text.lines()
-        .filter_map(|line| line.strip_prefix("oom_kill "))
-        .find_map(|count| count.trim().parse().ok())
-        .unwrap_or(0)
 }
 
 /// Processes of a cgroup and of those below it.
