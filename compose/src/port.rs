@@ -13,12 +13,17 @@ pub fn read(reader: &Reader<'_>, node: &Node, field: &str) -> Vec<Port> {
     let mut ports = Vec::new();
     for (index, node) in reader.sequence(node, field).iter().enumerate() {
         let field = format!("{field}[{index}]");
-        match &node.value {
-            Value::Scalar { text, .. } => match short(text) {
-                Ok(more) => ports.extend(more),
-                Err(reason) => reader.refuse(node.line, &field, reason),
-            },
-            _ => ports.extend(long(reader, node, &field)),
+        let more: Vec<Port> = match &node.value {
+            Value::Scalar { text, .. } => {
+                short(text).map_err(|reason| reader.refuse(node.line, &field, reason)).unwrap_or_default()
+            }
+            _ => long(reader, node, &field).into_iter().collect(),
+        };
+        // What is written twice is one.
+        for port in more {
+            if !ports.contains(&port) {
+                ports.push(port);
+            }
         }
     }
     if ports.len() > MAX_PORTS {

@@ -76,9 +76,19 @@ impl<'a> Reader<'a> {
         parse(&text).map_err(|reason| self.refuse(node.line, field, reason)).ok()
     }
 
-    /// A boolean.
+    /// A boolean; the words of YAML 1.1 are taken as Compose takes them.
     pub fn boolean(&self, node: &Node, field: &str) -> Option<bool> {
-        self.parsed(node, field, quantity::boolean)
+        let text = self.text(node, field)?;
+        let word = match text.to_ascii_lowercase().as_str() {
+            "yes" | "y" | "on" => Some(true),
+            "no" | "n" | "off" => Some(false),
+            _ => None,
+        };
+        if let Some(value) = word {
+            self.notice(node.line, field, format!("{text} is no boolean of YAML 1.2: write {value}"));
+            return Some(value);
+        }
+        quantity::boolean(&text).map_err(|reason| self.refuse(node.line, field, reason)).ok()
     }
 
     /// An integer in a range.
@@ -202,6 +212,13 @@ impl<'a> Reader<'a> {
 /// What Compose makes of a plain number (YAML 1.2 core schema, and octal with a leading 0 as its reader has it).
 fn canonical_number(text: &str) -> Option<String> {
     let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
+    let sign = if text.starts_with('-') { "-" } else { "" };
+    for (prefix, radix) in [("0x", 16), ("0o", 8), ("0b", 2)] {
+        let number = digits.strip_prefix(prefix).filter(|it| !it.starts_with('+'));
+        if let Some(number) = number.and_then(|it| i64::from_str_radix(it, radix).ok()).filter(|&it| it >= 0) {
+            return Some(format!("{sign}{number}"));
+        }
+    }
     if digits.len() > 1 && digits.starts_with('0') && digits.bytes().all(|byte| (b'0'..=b'7').contains(&byte)) {
         return i64::from_str_radix(digits, 8).ok().map(|number| number.to_string());
     }
@@ -243,6 +260,12 @@ mod tests {
             ("010", "8"),
             ("1.10", "1.1"),
             ("1e3", "1000"),
+            ("0x10", "16"),
+            ("-0o17", "-15"),
+            ("0b101", "5"),
+            ("0x", "0x"),
+            ("0x-1", "0x-1"),
+            ("0xfffffffffffffffff", "0xfffffffffffffffff"),
             ("12345678901234567890", "12345678901234567890"),
             ("2024-01-02", "2024-01-02"),
             ("1.2.3", "1.2.3"),

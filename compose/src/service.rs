@@ -83,9 +83,18 @@ pub fn read(reader: &Reader<'_>, name: &str, node: &Node, options: &LoadOptions)
                 "profiles" => profiles = reader.words(node, &field),
                 "env_file" => env_files = env_file(reader, node, &field, options),
                 "environment" => environment = self::environment(reader, node, &field, options),
+                // After the fields that it repeats.
+                "deploy" => {}
                 _ => read_field(reader, &mut service, key, node, &field, &at, options),
             }
         }
+    }
+    if let Some((_, node)) = reader.mapping(node, &at).iter().find(|(key, _)| key == "deploy") {
+        deploy(reader, node, &format!("{at}.deploy"), &mut service);
+    }
+    let has = |wanted: &str| reader.mapping(node, &at).iter().any(|(key, node)| key == wanted && !node.is_null());
+    if has("network_mode") && has("networks") {
+        reader.refuse(node.line, &format!("{at}.network_mode"), "stands beside networks: write one of them");
     }
     env_files.extend(environment);
     service.environment = env_files;
@@ -169,7 +178,6 @@ fn read_field(
         }
         "pull_policy" => s.pull_policy = pull_policy(reader, node, field),
         "scale" => s.scale = scale(reader, node, field),
-        "deploy" => deploy(reader, node, field, s),
         "logging" => s.logging = logging(reader, node, field),
         _ if limit(reader, &mut s.limits, key, node, field) => {}
         _ => reader.unknown(node.line, at, key, KNOWN),
@@ -281,7 +289,9 @@ fn capabilities(reader: &Reader<'_>, node: &Node, field: &str) -> Vec<String> {
         let name = text.to_ascii_uppercase();
         let name = name.strip_prefix("CAP_").unwrap_or(&name).to_owned();
         if name == "ALL" || CAPABILITIES.contains(&name.as_str()) {
-            names.push(name);
+            if !names.contains(&name) {
+                names.push(name);
+            }
         } else {
             reader.refuse(node.line, field, format!("{text:?} is no capability (capabilities(7))"));
         }
@@ -419,7 +429,11 @@ fn ulimits(reader: &Reader<'_>, node: &Node, field: &str) -> BTreeMap<String, Ul
             limit.soft = reader.integer(node, &field, -1, i64::MAX).unwrap_or(-1);
             limit.hard = limit.soft;
         } else {
-            for (key, node) in reader.mapping(node, &field) {
+            let entries = reader.mapping(node, &field);
+            if ["soft", "hard"].iter().any(|wanted| !entries.iter().any(|(key, _)| key == wanted)) {
+                reader.refuse(node.line, &field, "needs soft and hard, or one number for both");
+            }
+            for (key, node) in entries {
                 let value = || reader.integer(node, &format!("{field}.{key}"), -1, i64::MAX).unwrap_or(-1);
                 match key.as_str() {
                     "soft" => limit.soft = value(),
@@ -711,9 +725,21 @@ fn deploy(reader: &Reader<'_>, node: &Node, field: &str, s: &mut Service) {
         match key.as_str() {
             "replicas" => s.scale = scale(reader, node, &field),
             "resources" => {
+                let mut limits = Limits::default();
                 for (key, node) in reader.mapping(node, &field) {
-                    resources(reader, key, node, &format!("{field}.{key}"), &mut s.limits);
+                    resources(reader, key, node, &format!("{field}.{key}"), &mut limits);
                 }
+                let refuse = |other: &str, here: &str| {
+                    let reason = format!("is not what {other} says: write one of them");
+                    reader.refuse(node.line, &format!("{field}.{here}"), reason);
+                };
+                let both = &mut s.limits;
+                agree(&mut both.memory, limits.memory, || refuse("mem_limit", "limits.memory"));
+                agree(&mut both.nano_cpus, limits.nano_cpus, || refuse("cpus", "limits.cpus"));
+                agree(&mut both.pids, limits.pids, || refuse("pids_limit", "limits.pids"));
+                agree(&mut both.memory_reservation, limits.memory_reservation, || {
+                    refuse("mem_reservation", "reservations.memory");
+                });
             }
             "mode" | "placement" | "labels" | "update_config" | "rollback_config" | "restart_policy"
             | "endpoint_mode" => {
@@ -721,6 +747,15 @@ fn deploy(reader: &Reader<'_>, node: &Node, field: &str, s: &mut Service) {
             }
             _ => reader.unknown(node.line, &field, key, &["replicas", "resources"]),
         }
+    }
+}
+
+/// Takes a value that may be written in two places.
+fn agree<T: PartialEq>(known: &mut Option<T>, other: Option<T>, refuse: impl FnOnce()) {
+    match (known.as_ref(), other) {
+        (Some(known), Some(other)) if *known != other => refuse(),
+        (None, other) => *known = other,
+        _ => {}
     }
 }
 
