@@ -18,6 +18,7 @@ pub mod engine;
 mod execute;
 pub mod exit;
 pub mod health;
+pub mod logfile;
 pub mod paths;
 pub mod plan;
 pub mod restart;

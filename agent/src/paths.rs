@@ -82,6 +82,11 @@ impl Paths {
         format!("{}/{id}", self.cgroup())
     }
 
+    /// Log files. A colon is in no name.
+    pub fn log_folder(&self, project: &str, service: &str) -> PathBuf {
+        self.data.join("logs").join(format!("{project}:{service}"))
+    }
+
     /// Unfinished removals, on the data folder's file system.
     pub fn staging(&self) -> PathBuf {
         self.data.join("removed")
@@ -100,7 +105,7 @@ impl Paths {
         for folder in ["state", "networks", "files", "containers"] {
             std::fs::create_dir_all(self.run.join(folder))?;
         }
-        for folder in ["containers", "volumes", "removed"] {
+        for folder in ["containers", "logs", "removed", "volumes"] {
             std::fs::create_dir_all(self.data.join(folder))?;
         }
         Ok(())

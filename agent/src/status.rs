@@ -77,6 +77,8 @@ pub struct ServiceStatus {
     pub addresses: BTreeMap<String, Ipv4Addr>,
     /// Published ports, `0.0.0.0:8080->80/tcp`.
     pub ports: Vec<String>,
+    /// How much of its log is kept in files; `None`: it is in memory alone.
+    pub log_files: Option<crate::logfile::Bounds>,
     /// Log bytes that were dropped.
     pub log_dropped: u64,
     /// What it waits for.

@@ -111,6 +111,7 @@ pub fn container(paths: &Paths, parts: &Parts<'_>) -> Result<Made, String> {
         work: folder.join("work"),
         read_only: service.read_only,
         process: process(service, parts.image),
+        no_log: service.logging.none,
         hostname: own_names.then_some(hostname),
         domainname: service.domainname.clone(),
         mounts,

@@ -111,7 +111,7 @@ fn definition(wanted: &Wanted, name: &str, service: &Service, image: &KnownImage
         pull_policy: PullPolicy::Missing,
         platform: None,
         scale: 1,
-        logging: Logging::default(),
+        logging: Logging { none: service.logging.none, ..Logging::default() },
         running: None,
         ..service.clone()
     };

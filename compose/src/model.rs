@@ -468,6 +468,8 @@ pub enum PullPolicy {
 pub struct Logging {
     /// Keep no log at all (`driver: none`).
     pub none: bool,
+    /// Keep files beside the ring in memory (`driver: local`).
+    pub files: bool,
     /// Bytes a file (`max-size`).
     pub max_size: Option<u64>,
     /// Number of files (`max-file`).

@@ -343,6 +343,9 @@ fn logging(logging: &Logging) -> Option<Doc> {
     if logging.none {
         map.text("driver", "none");
     }
+    if logging.files {
+        map.text("driver", "local");
+    }
     let mut options = Fields::default();
     options.word("max-size", logging.max_size.map(|it| it.to_string()).as_ref());
     options.word("max-file", logging.max_file.map(|it| it.to_string()).as_ref());

@@ -785,6 +785,9 @@ fn resources(reader: &Reader<'_>, kind: &str, node: &Node, field: &str, limits: 
     }
 }
 
+/// Bytes of one log file: room for the longest lines, and no more than a board's flash can bear.
+const LOG_FILE_SIZE: std::ops::RangeInclusive<u64> = 32 * 1024..=1024 * 1024 * 1024;
+
 fn logging(reader: &Reader<'_>, node: &Node, field: &str) -> Logging {
     let mut logging = Logging::default();
     for (key, node) in reader.mapping(node, field) {
@@ -792,14 +795,27 @@ fn logging(reader: &Reader<'_>, node: &Node, field: &str) -> Logging {
         match key.as_str() {
             "driver" => match node.text() {
                 Some("none") => logging.none = true,
-                Some("json-file" | "local" | "journald" | "") => {}
+                Some("local") => logging.files = true,
+                Some("json-file" | "journald") => reader.notice(
+                    node.line,
+                    &field,
+                    "keeps the newest 256 KiB in memory; local keeps files of max-size and max-file on the disk",
+                ),
+                Some("") => {}
                 _ => reader.refuse(node.line, &field, "is not supported: json-file, local or none"),
             },
             "options" => {
                 for (key, node) in reader.mapping(node, &field) {
                     let field = format!("{field}.{key}");
                     match key.as_str() {
-                        "max-size" => logging.max_size = reader.parsed(node, &field, quantity::size),
+                        "max-size" => {
+                            logging.max_size = reader.parsed(node, &field, |text| match quantity::size(text) {
+                                Ok(size) if !LOG_FILE_SIZE.contains(&size) => {
+                                    Err(format!("{text:?} is outside of 32k to 1g"))
+                                }
+                                size => size,
+                            });
+                        }
                         "max-file" => logging.max_file = reader.integer(node, &field, 1, 1000).map(|it| it as u32),
                         _ => reader.notice(node.line, &field, "has no effect"),
                     }

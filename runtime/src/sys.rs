@@ -117,3 +117,60 @@ pub fn begin_writeback(file: &std::fs::File, offset: u64, length: u64) -> std::i
     };
     if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
+
+/// Has the allocator use one heap for all threads (`M_ARENA_MAX`, mallopt(3)); musl's has one anyway.
+pub fn use_one_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: changes a setting of the allocator, which takes its own lock.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
+/// Has the allocator give free memory back to the kernel (malloc_trim(3)); musl's does by itself.
+pub fn trim_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes the allocator's own locks; releases only what is free.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// Unmaps the read-only pages of this program from memory; they are read again when they are used.
+pub fn release_program() {
+    // SAFETY: the callback keeps to what dl_iterate_phdr(3) asks of it.
+    unsafe {
+        libc::dl_iterate_phdr(Some(release_object), std::ptr::null_mut());
+    }
+}
+
+/// Called for the program first (dl_iterate_phdr(3)); ends the iteration there.
+unsafe extern "C" fn release_object(
+    object: *mut libc::dl_phdr_info,
+    _size: libc::size_t,
+    _data: *mut libc::c_void,
+) -> libc::c_int {
+    // SAFETY: the loader passes a valid object; its program headers are mapped as long as it is.
+    let (base, headers) = unsafe {
+        let object = &*object;
+        if object.dlpi_phdr.is_null() {
+            return 1;
+        }
+        (object.dlpi_addr as usize, std::slice::from_raw_parts(object.dlpi_phdr, usize::from(object.dlpi_phnum)))
+    };
+    // What was written to, relocations too, is in writable segments and is no copy of the file.
+    let read_only = headers.iter().filter(|it| it.p_type == libc::PT_LOAD && it.p_flags & libc::PF_W == 0);
+    let page = rustix::param::page_size();
+    for header in read_only {
+        let start = (base + header.p_vaddr as usize).next_multiple_of(page);
+        let end = (base + header.p_vaddr as usize + header.p_memsz as usize) / page * page;
+        if start < end {
+            // SAFETY: whole pages of a private mapping of a file that was never written to; they are read from the
+            // file again when they are used. An error leaves everything as it is.
+            unsafe {
+                libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_DONTNEED);
+            }
+        }
+    }
+    1
+}

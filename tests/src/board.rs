@@ -202,6 +202,7 @@ impl Board {
         // Not waited for: it is ended by `shutdown`, or killed by the test.
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?;
         wait_for("the agent", || Ok(self.output(&["status"])?.status.success()))
+            .with_context(|| self.log("agent.log"))
     }
 
     /// The folders of this board in the cgroup hierarchies.
@@ -214,12 +215,14 @@ impl Board {
         all.filter(|folder| folder.is_dir()).collect()
     }
 
-    /// Kills every agent of this board, found by the folder in its arguments.
+    /// Kills every agent of this board, found by the folder in its arguments, and waits for their end: until then they
+    /// hold the lock.
     ///
     /// # Errors
     /// When /proc cannot be read.
     pub fn kill_agent(&self) -> anyhow::Result<()> {
         let mark = self.data().display().to_string();
+        let mut killed = Vec::new();
         for entry in std::fs::read_dir("/proc")?.flatten() {
             let words = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
             let words = String::from_utf8_lossy(&words);
@@ -229,9 +232,16 @@ impl Board {
             if let (true, Ok(pid)) = (is_agent, pid) {
                 // Ended meanwhile: then it need not be killed.
                 let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+                killed.push(entry.path());
             }
         }
-        Ok(())
+        // Nobody may wait for it: then its last thread stays as a zombie.
+        let ended = |path: &PathBuf| {
+            let threads = std::fs::read_dir(path.join("task")).map_or(0, Iterator::count);
+            let state = std::fs::read_to_string(path.join("stat")).unwrap_or_default();
+            threads == 0 || threads == 1 && state.contains(") Z ")
+        };
+        wait_for("the agents' end", || Ok(killed.iter().all(ended)))
     }
 
     /// Runs a command to its end.

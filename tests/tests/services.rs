@@ -251,6 +251,64 @@ secrets: {k: {environment: K}}
     Ok(())
 }
 
+#[test]
+fn logs_that_are_kept_in_files_outlive_agent_shim_and_container_within_their_bounds() -> anyhow::Result<()> {
+    needs_all!();
+    let board = Board::with_app()?;
+    let services = |text: &str| {
+        format!(
+            r#"
+  kept: {{APP, command: sh -c 'for n in $$(seq 1 400); do echo {text} $$n; done; exec sleep 1000', logging: {{driver: local}}}}
+  small: {{APP, command: sh -c 'for n in $$(seq 1 9000); do echo {text} $$n; done; exec sleep 1000', logging: {{driver: local, options: {{max-size: 32k, max-file: 2}}}}}}
+  ring: {{APP, command: sh -c 'echo {text}; exec sleep 1000'}}
+  none: {{APP, command: sh -c 'echo {text}; exec sleep 1000', logging: {{driver: none}}}}
+"#
+        )
+    };
+    let lines = |arguments: &[&str]| -> anyhow::Result<Vec<String>> {
+        let text = board.coracle(&[&["logs", "--no-log-prefix"], arguments].concat())?;
+        Ok(text.lines().map(str::to_owned).collect())
+    };
+    let all = |text: &str| (1..=400).map(|it| format!("{text} {it}")).collect::<Vec<_>>();
+    up(&board, &services("first"))?;
+    wait_for("the first lines", || Ok(lines(&["kept"])? == all("first")))?;
+    // Another container of the same service, at once: nothing of the first one's log is lost.
+    up(&board, &services("second"))?;
+    let both = [all("first"), all("second")].concat();
+    wait_for("both", || Ok(lines(&["kept"])? == both))?;
+    assert_eq!(lines(&["--tail", "401", "kept"])?, both[399..]);
+    assert_eq!(lines(&["ring"])?, ["second"]);
+    assert_eq!(lines(&["none"])?, [""; 0]);
+    let folder = board.data().join("logs/demo:small");
+    wait_for("the small files", || Ok(std::fs::read_to_string(folder.join("0.log"))?.contains(" second 9000\n")))?;
+    let sizes: Vec<u64> =
+        std::fs::read_dir(&folder)?.flatten().map(|it| it.metadata().map_or(0, |it| it.len())).collect();
+    ensure!(sizes.len() == 2 && sizes.iter().all(|&size| size <= 32 * 1024), "{sizes:?}");
+    // An agent that was killed writes nothing twice.
+    board.kill_agent()?;
+    board.start_agent()?;
+    assert_eq!(lines(&["kept"])?, both);
+    // As after a boot: the shim's memory is gone.
+    wait_for("the files", || {
+        Ok(std::fs::read_to_string(board.data().join("logs/demo:kept/0.log"))?.lines().count() == 800)
+    })?;
+    board.coracle(&["stop"])?;
+    board.coracle(&["shutdown"])?;
+    wait_for("its end", || Ok(!board.output(&["status"])?.status.success()))?;
+    for folder in ["containers", "state", "libcontainer"] {
+        std::fs::remove_dir_all(board.run_folder().join(folder))?;
+    }
+    board.start_agent()?;
+    assert_eq!(lines(&["kept"])?, both);
+    assert_eq!(lines(&["ring"])?, [""; 0]);
+    ensure!(board.coracle(&["df"])?.contains("demo/kept"));
+    board.coracle(&["start", "kept"])?;
+    wait_for("the third", || Ok(lines(&["kept"])? == [both.clone(), all("second")].concat()))?;
+    board.coracle(&["down"])?;
+    wait_for("the files to go", || Ok(std::fs::read_dir(board.data().join("logs"))?.count() == 0))?;
+    Ok(())
+}
+
 // F2
 #[test]
 fn memory_that_ran_out_is_told_from_an_exit() -> anyhow::Result<()> {

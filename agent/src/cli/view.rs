@@ -302,7 +302,8 @@ pub fn df(options: &Options) -> Done {
     usage.volumes.iter().for_each(|(name, bytes)| rows.push(row(&format!("  {name}"), *bytes, String::new())));
     rows.push(row("staging", usage.staging + usage.images.staging, String::new()));
     rows.push(row("other", usage.other, String::new()));
-    rows.push(row("logs", 0, "in memory".to_owned()));
+    rows.push(row("logs", sum(&usage.logs), "others are in memory".to_owned()));
+    usage.logs.iter().for_each(|(name, bytes)| rows.push(row(&format!("  {name}"), *bytes, String::new())));
     rows.push(row("`df --free` frees", usage.freeable, String::new()));
     rows.push(row("free on the disk", usage.available, String::new()));
     table::print(&["WHAT", "BYTES", ""], &rows);

@@ -2,11 +2,17 @@
 
 use super::server::Answers;
 use super::{LogLine, LogRequest, Reply};
-use crate::engine::{Handle, Refusal};
+use crate::engine::{Handle, Refusal, keeper};
 use crate::exit::Code;
+use crate::logfile::{Place as Last, Records};
 use crate::status::Status;
 use coracle_runtime::shim::{Client, LogRecord, Stream};
 use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use tokio::sync::mpsc;
+
+/// Lines between the thread that reads files and the connection, some KiB each at most.
+const QUEUE: usize = 64;
 
 /// Where a reader is in each container's log.
 #[derive(Default)]
@@ -38,6 +44,14 @@ pub async fn answer(
     }
     let mut places = Places::default();
     let mut tail = request.tail;
+    let (mut kept, last) = kept_lines(handle, request, answers).await?;
+    let client = handle.client.borrow().clone();
+    for (service, id) in containers(&status.borrow(), request).0 {
+        // A container that is not in the shim has no more than its files.
+        if let Ok(next) = keeper::after(&client, &id, last.get(&service).copied()).await {
+            places.0.insert(id, Place { next, dropped: 0 });
+        }
+    }
     loop {
         logs.mark_unchanged();
         status.mark_unchanged();
@@ -46,8 +60,11 @@ pub async fn answer(
         let mut lines = Vec::new();
         for (service, id) in &containers {
             let place = places.0.entry(id.clone()).or_default();
-            lines.extend(new_lines(&client, service, id, place, request, tail).await);
+            let known = kept.remove(service).unwrap_or_default();
+            lines.extend(new_lines(&client, service, id, place, request, (known, tail)).await);
         }
+        // Of services that have no container now.
+        lines.extend(std::mem::take(&mut kept).into_values().flatten());
         tail = None;
         lines.sort_by_key(|line| line.unix_ns);
         for line in lines {
@@ -81,16 +98,81 @@ fn containers(status: &Status, request: &LogRequest) -> (Vec<(String, String)>, 
     (containers.collect(), goes_on)
 }
 
-/// Everything from a place on; with `tail`, only the last lines.
+/// The last lines of each service that are in files, when only last lines are wanted; all others are sent at once. And
+/// what each service's files end with.
+async fn kept_lines(
+    handle: &Handle,
+    request: &LogRequest,
+    answers: &mut Answers,
+) -> std::io::Result<(BTreeMap<String, VecDeque<LogLine>>, BTreeMap<String, Last>)> {
+    let mut folders = BTreeMap::new();
+    if let Some(project) = handle.status.borrow().projects.get(&request.project) {
+        for (name, service) in &project.services {
+            let wanted = request.services.is_empty() || request.services.contains(name);
+            if wanted && service.log_files.is_some() {
+                folders.insert(name.clone(), handle.paths.log_folder(&request.project, name));
+            }
+        }
+    }
+    let mut tails: BTreeMap<String, VecDeque<LogLine>> = BTreeMap::new();
+    if folders.is_empty() {
+        return Ok((tails, BTreeMap::new()));
+    }
+    let (sender, mut receiver) = mpsc::channel(QUEUE);
+    let reader = tokio::task::spawn_blocking({
+        let request = request.clone();
+        move || read_files(folders, &request, &sender)
+    });
+    while let Some(line) = receiver.recv().await {
+        let Some(tail) = request.tail else {
+            answers.send(&Reply::Log(line)).await?;
+            continue;
+        };
+        let lines = tails.entry(line.service.clone()).or_default();
+        lines.push_back(line);
+        if lines.len() > tail {
+            lines.pop_front();
+        }
+    }
+    let last = reader.await.map_err(std::io::Error::other)??;
+    Ok((tails, last))
+}
+
+/// Reads the files of some services, merged by time; what each ends with.
+fn read_files(
+    folders: BTreeMap<String, PathBuf>,
+    request: &LogRequest,
+    sender: &mpsc::Sender<LogLine>,
+) -> std::io::Result<BTreeMap<String, Last>> {
+    let mut services = Vec::new();
+    for (name, folder) in folders {
+        services.push((name, Records::open(&folder)?.peekable()));
+    }
+    let mut last = BTreeMap::new();
+    loop {
+        let heads = services.iter_mut().enumerate();
+        let oldest = heads.filter_map(|(at, (_, records))| Some((records.peek()?.unix_ns, at))).min();
+        let Some((name, records)) = oldest.map(|(_, at)| &mut services[at]) else { return Ok(last) };
+        let Some(record) = records.next() else { return Ok(last) };
+        last.insert(name.clone(), Last { sequence: record.sequence, unix_ns: record.unix_ns });
+        if let Some(line) = line(name, record, 0, request)
+            && sender.blocking_send(line).is_err()
+        {
+            // Nobody reads any more.
+            return Ok(last);
+        }
+    }
+}
+
+/// Everything from a place on behind what is known; with `tail`, only the last lines.
 async fn new_lines(
     client: &Client,
     service: &str,
     id: &str,
     place: &mut Place,
     request: &LogRequest,
-    tail: Option<usize>,
+    (mut lines, tail): (VecDeque<LogLine>, Option<usize>),
 ) -> Vec<LogLine> {
-    let mut lines: VecDeque<LogLine> = VecDeque::new();
     // A container that is not in the shim has no log.
     while let Ok(page) = client.read_log(id, place.next).await {
         let (end, dropped) = (page.next == place.next || page.records.is_empty(), page.dropped - place.dropped);

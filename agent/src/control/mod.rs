@@ -184,6 +184,8 @@ pub struct DataUsage {
     pub containers: Vec<(String, u64)>,
     /// Volumes by project and name.
     pub volumes: Vec<(String, u64)>,
+    /// Log files by project and service.
+    pub logs: Vec<(String, u64)>,
     /// Unfinished removals.
     pub staging: u64,
     /// Everything else: the target and what was put aside.

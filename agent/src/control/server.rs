@@ -331,6 +331,10 @@ async fn usage(handle: &Handle) -> Result<DataUsage, Refusal> {
             volumes,
             staging: image::tree_bytes(&paths.staging()),
             other,
+            logs: folders(&paths.data.join("logs"))
+                .iter()
+                .map(|path| (name(path).replace(':', "/"), image::tree_bytes(path)))
+                .collect(),
             freeable,
             available: store.available() + image::RESERVE,
         })

@@ -1,9 +1,11 @@
 //! Steps become tasks: everything that a deed needs is gathered here, so that it reads nothing of the engine's.
 
+use super::keeper::Kept;
 use super::{Engine, Known, MAX_PULLS, MAX_STARTS, Message, Outcome, Running};
 use crate::clock::unix_now;
 use crate::current::{Current, Identity, LiveNetwork};
 use crate::execute::{self, Context, Gate, Link, StartJob, StepError, blocking};
+use crate::logfile::Bounds;
 use crate::plan::{Action, Plan, Step, bridge, first_network};
 use crate::target::Registries;
 use crate::translate::{self, Parts};
@@ -15,6 +17,7 @@ use coracle_runtime::network::{INTERFACE_PREFIX, MAX_INTERFACE};
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::net::Ipv4Addr;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -90,7 +93,18 @@ impl Engine {
             Action::Remove { container, .. } => {
                 let attached = self.containers.get(container).map(|it| it.record.addresses.clone());
                 let outer = attached.unwrap_or_default().keys().map(|it| outer_name(container, it)).collect();
-                self.spawn(key.clone(), done(execute::remove(context, container.clone(), outer)));
+                let (kept, keeper) = (self.kept_log(container), Rc::clone(&self.keeper));
+                let remove = execute::remove(context, container.clone(), outer);
+                let job = async move {
+                    // Its log goes with it. A disk that takes no log is no reason to keep a container.
+                    if let Some(kept) = kept
+                        && let Err(error) = keeper.keep(&kept).await
+                    {
+                        tracing::warn!(container = %kept.id, error = super::chain(&error), "its log is not kept");
+                    }
+                    remove.await
+                };
+                self.spawn(key.clone(), done(job));
             }
             Action::Start { container, project, service, addresses, round, again } => {
                 let job = self.start_job(container, project, service, addresses, current).and_then(|mut job| {
@@ -122,6 +136,15 @@ impl Engine {
             }
         }
         self.running.insert(key, running);
+    }
+
+    /// Where a container's log is kept, when its service wants that.
+    fn kept_log(&self, id: &str) -> Option<Kept> {
+        let identity = &self.containers.get(id)?.identity;
+        let wanted = self.target.projects.get(&identity.project)?;
+        let bounds = Bounds::of(&wanted.project.services.get(&identity.service)?.logging)?;
+        let folder = self.context.paths.log_folder(&identity.project, &identity.service);
+        Some(Kept { id: id.to_owned(), folder, bounds })
     }
 
     fn has_room_for(&self, action: &Action) -> bool {

@@ -6,7 +6,8 @@ use coracle_runtime::container::cgroup::{self, OomWatch};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-/// Time between two looks at one container: one that lives at its limit has hundreds of notices a second.
+/// Time between two looks at one container: one that lives at its limit has hundreds of notices a second, and a
+/// process that is being killed may take as long to be gone.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// A task that listens for one run of a container.
@@ -62,9 +63,12 @@ impl Engine {
 
 async fn listen(watch: OomWatch, id: String, sender: mpsc::Sender<Message>) {
     while watch.wait().await.is_ok() {
-        if sender.send(Message::OutOfMemory(id.clone())).await.is_err() {
-            return;
+        // v1 tells before it kills: the second look sees what the first was too early for.
+        for pause in [Duration::ZERO, PAUSE] {
+            tokio::time::sleep(pause).await;
+            if sender.send(Message::OutOfMemory(id.clone())).await.is_err() {
+                return;
+            }
         }
-        tokio::time::sleep(PAUSE).await;
     }
 }

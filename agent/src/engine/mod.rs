@@ -3,6 +3,7 @@
 //! Everything runs on one thread; deeds are tasks that tell their end through one queue. Nothing polls: the loop
 //! wakes for the shim's events, the end of a deed, an order, or the end of a pause.
 
+pub mod keeper;
 mod launch;
 mod memory;
 mod names;
@@ -141,6 +142,7 @@ pub struct Engine {
     ears: Ears,
     status: watch::Sender<Rc<Status>>,
     order: u64,
+    keeper: Rc<keeper::Keeper>,
 }
 
 /// What others hold of the engine.
@@ -236,11 +238,14 @@ impl Loop {
             oom_watches: BTreeMap::new(),
             ears,
             status: status_sender,
+            keeper: Rc::new(keeper::Keeper::new(Rc::clone(&client))),
             order: 0,
         };
         engine.read_disk()?;
+        engine.remove_unwanted_logs();
         observe::watch_rules(sender.clone());
         let handle = Handle { sender, status, logs, store, paths, client: Rc::clone(&client) };
+        tokio::task::spawn_local(keeper::run(handle.clone(), Rc::clone(&engine.keeper)));
         Ok((Self { _lock: lock, engine, receiver, client }, handle))
     }
 

@@ -1,6 +1,7 @@
 //! The status that everybody sees.
 
 use super::{Engine, Known};
+use crate::logfile::Bounds;
 use crate::plan::{Action, Plan, Wait};
 use crate::status::{Failure, ProjectStatus, RunningStep, ServiceStatus, Status};
 use coracle_compose::Service;
@@ -70,6 +71,7 @@ impl Engine {
         let mut status = ServiceStatus {
             image: service.image.clone().unwrap_or_default(),
             state: "absent".to_owned(),
+            log_files: Bounds::of(&service.logging),
             ..ServiceStatus::default()
         };
         let of_service =

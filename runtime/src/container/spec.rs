@@ -26,6 +26,9 @@ pub struct ContainerSpec {
     pub read_only: bool,
     /// The main process.
     pub process: ProcessSpec,
+    /// What it writes is read and not kept.
+    #[serde(default)]
+    pub no_log: bool,
     /// Host name; `None`: the host's, with its UTS namespace.
     pub hostname: Option<String>,
     /// Domain name.

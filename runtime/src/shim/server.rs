@@ -125,6 +125,7 @@ struct Container {
     open_streams: usize,
     announced: bool,
     starting: bool,
+    keeps_log: bool,
     cgroup: String,
     terminal: Option<OwnedFd>,
 }
@@ -678,6 +679,7 @@ impl Shim {
             announced: false,
             starting: true,
             cgroup: spec.cgroup.clone(),
+            keeps_log: !spec.no_log,
             terminal: None,
         };
         self.containers.insert(spec.id.clone(), container);
@@ -933,7 +935,7 @@ impl Shim {
         let (containers, execs) = (&mut self.containers, &mut self.execs);
         let turn = output::read_turn(source, &mut self.buffer, |bytes| match owner {
             Owner::Container(id) => {
-                if let Some(container) = containers.get_mut(id) {
+                if let Some(container) = containers.get_mut(id).filter(|it| it.keeps_log) {
                     container.ring.write(source.stream, now, bytes);
                 }
             }
