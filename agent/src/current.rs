@@ -2,7 +2,7 @@
 
 use crate::target::Round;
 use coracle_runtime::image::ImageConfig;
-use coracle_runtime::network::subnet::Range;
+use coracle_runtime::network::subnet::{Foreign, Range};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -27,7 +27,7 @@ pub struct Current {
     /// Networks by bridge name.
     pub networks: BTreeMap<String, LiveNetwork>,
     /// Ranges of the host's own routes and addresses.
-    pub foreign: Vec<Range>,
+    pub foreign: Foreign,
     /// Named volumes: project and name.
     pub volumes: BTreeSet<(String, String)>,
     /// Rule sets in force by project.

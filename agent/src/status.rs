@@ -17,6 +17,8 @@ pub struct Status {
     pub steps: Vec<Step>,
     /// What cannot be planned.
     pub problems: Vec<Problem>,
+    /// What somebody should know.
+    pub notices: Vec<String>,
     /// Steps under way.
     pub running: Vec<RunningStep>,
     /// Steps that failed and will be tried again.

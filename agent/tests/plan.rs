@@ -14,6 +14,7 @@ use coracle_compose::{
     Attachment, Condition, Dependency, HealthCheck, HealthTest, Mount, MountSource, Network, NetworkMode, Port,
     Project, Protocol, Restart, Service,
 };
+use coracle_runtime::network::subnet::Range;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -36,13 +37,18 @@ fn target(project: Option<Project>) -> Target {
     Target { projects: wanted.into_iter().collect(), ..Target::default() }
 }
 
-/// `SERVICE ended CODE`, `SERVICE unhealthy`, `SERVICE stopped`, `failed KEY`, `rules lost`, `remains`, `boot`.
+/// `SERVICE ended CODE`, `SERVICE halted` (by order), `SERVICE unhealthy`, `SERVICE stopped`, `failed KEY`, `rules lost`, `remains`, `boot`,
+/// `route RANGE`, `address RANGE`.
 fn happen(world: &mut World, target: &mut Target, line: &str) {
     let words: Vec<&str> = line.split_whitespace().collect();
     match words.as_slice() {
         [service, "ended", code] => {
             let state =
                 State::Ended { code: code.parse().expect("a code"), at: world.now, streak: 1, ordered: false };
+            world.container(service).expect("a container").state = state;
+        }
+        [service, "halted"] => {
+            let state = State::Ended { code: 143, at: world.now, streak: 1, ordered: true };
             world.container(service).expect("a container").state = state;
         }
         [service, "unhealthy"] => {
@@ -79,15 +85,15 @@ fn happen(world: &mut World, target: &mut Target, line: &str) {
                 container.round = 0;
             }
         }
-        ["route", range] => {
-            let (address, prefix) = range.split_once('/').expect("a range");
-            world.current.foreign.push(coracle_runtime::network::subnet::Range::new(
-                address.parse().expect("an address"),
-                prefix.parse().expect("a length"),
-            ));
-        }
+        ["route", it] => world.current.foreign.routes.push(range(it)),
+        ["address", it] => world.current.foreign.links.push(range(it)),
         _ => panic!("{line:?} is no event"),
     }
+}
+
+fn range(text: &str) -> Range {
+    let (address, prefix) = text.split_once('/').expect("a range");
+    Range::new(address.parse().expect("an address"), prefix.parse().expect("a length"))
 }
 
 fn text(plan: &Plan) -> String {
@@ -100,6 +106,9 @@ fn text(plan: &Plan) -> String {
     }
     for problem in &plan.problems {
         let _ = writeln!(text, "problem: {problem}");
+    }
+    for notice in &plan.notices {
+        let _ = writeln!(text, "note: {notice}");
     }
     if text.is_empty() { "nothing\n".to_owned() } else { text }
 }
@@ -272,6 +281,8 @@ fn strike(world: &mut World, number: usize, what: u8) {
             world.current.unnamed.extend(lost.map(|(_, image)| image.digest));
         }
         5 => world.current.remains = true,
+        6 => world.current.foreign.links.extend(world.current.networks.values().nth(number).map(|it| it.range)),
+        7 => world.current.foreign.routes.extend(world.current.networks.values().nth(number).map(|it| it.range)),
         _ => {
             let Some(container) = world.current.containers.values_mut().nth(number) else { return };
             match (&mut container.state, what) {
@@ -295,7 +306,7 @@ proptest! {
     fn doing_the_plan_reaches_the_target_and_loses_no_volume(
         first in wanted_project(),
         rounds in 0..12_usize,
-        strikes in proptest::collection::vec((0..5_usize, 0..6_u8), 0..4),
+        strikes in proptest::collection::vec((0..5_usize, 0..8_u8), 0..4),
         second in wanted_project(),
     ) {
         let mut world = World::new();

@@ -9,6 +9,7 @@ pub mod board;
 pub mod debian;
 pub mod image;
 pub mod proxy;
+pub mod soak;
 pub mod token;
 pub mod upload;
 

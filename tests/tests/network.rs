@@ -1,6 +1,6 @@
 //! Networks of a project, in the kernel.
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use coracle_tests::board::{Board, http, run, wait_for};
 use coracle_tests::needs;
 use std::process::Command;
@@ -184,6 +184,59 @@ fn flushed_rules_are_put_back_and_down_succeeds_without_them() -> anyhow::Result
     ensure!(board.coracle(&["inspect"])?.contains("\"rules_repaired\": 1"));
     run(Command::new("nft").args(["flush", "ruleset"]))?;
     board.coracle(&["down"]).map(drop)
+}
+
+// E4
+#[test]
+fn a_range_that_is_taken_later_is_left_at_once_or_when_nothing_runs() -> anyhow::Result<()> {
+    needs_all!();
+    let board = Board::with_app()?;
+    up(
+        &board,
+        "services:\n  web: {APP, SERVE, ports: [\"8080:80\"]}\n  beside: {APP, command: sleep 1000, network_mode: \"service:web\"}\n",
+    )?;
+    let ip = |arguments: &str| run(Command::new("ip").args(arguments.split(' '))).map(drop);
+    let address = || -> anyhow::Result<String> {
+        let address = board.service("web")?["addresses"]["default"].clone();
+        Ok(address.as_str().context("an address")?.to_owned())
+    };
+    let range =
+        |address: &str, end: &str| format!("{}.{end}", address.rsplit_once('.').map_or("", |(front, _)| front));
+    let answers = || wait_for("the port", || Ok(http("127.0.0.1:8080", "/").is_ok_and(|it| it.contains("web"))));
+    let pids = || anyhow::Ok([board.service("web")?["pid"].clone(), board.service("beside")?["pid"].clone()]);
+    answers()?;
+    let (first, before) = (address()?, pids()?);
+    // A VPN that takes everything hides nothing of ours.
+    ip("link add lan type bridge")?;
+    ip("link set lan up")?;
+    ip("route add 0.0.0.0/1 dev lan")?;
+    ip("route add 128.0.0.0/1 dev lan")?;
+    // A route is hidden: nothing that runs is touched, and somebody is told.
+    ip(&format!("route add {} dev lan", range(&first, "0/25")))?;
+    wait_for("a note", || {
+        Ok(board.coracle(&["ps"])?.contains("it gets another range when nothing of demo runs"))
+    })?;
+    assert_eq!((address()?, pids()?), (first.clone(), before.clone()));
+    board.coracle(&["stop"])?;
+    board.coracle(&["start"])?;
+    board.wait_for_service("beside", "state", "running".into())?;
+    let second = address()?;
+    ensure!(range(&second, "") != range(&first, ""), "{first}, then {second}");
+    answers()?;
+    // The network of one of this machine's own interfaces: at once.
+    let before = pids()?;
+    ip(&format!("addr add {} dev lan", range(&second, "9/24")))?;
+    wait_for("another range", || Ok(range(&address()?, "") != range(&second, "")))?;
+    wait_for("both again", || {
+        let now = pids()?;
+        Ok(now.iter().zip(&before).all(|(now, before)| now.is_number() && now != before))
+    })?;
+    answers()?;
+    ensure!(inside(&board, "beside", "ip -o addr")?.contains(&address()?), "it follows its owner");
+    let routes = run(Command::new("ip").args(["route", "show", "match", &range(&second, "1")]))?;
+    ensure!(!routes.contains("cor-"), "ours is out of the way: {routes}");
+    ensure!(!board.coracle(&["ps"])?.contains("note:"));
+    Ok(())
 }
 
 // E1

@@ -12,7 +12,7 @@ const USAGE: &str = "usage: cargo xtask test | demo [--once] | bench NAME [--jso
 
   demo    a release of two services from a real registry, live; installs what it needs
           --once: without a terminal, asks both services, takes all down, fails when anything was wrong
-  bench   a benchmark beside its peer: pull, start, up10, plan, idle
+  bench   a benchmark beside its peer: pull, start, up10, plan, idle; soak: creates and kills by the thousand
   test    formatting, lints and every test of the workspace; installs what the tests need";
 
 /// Debian packages that the end-to-end tests use.

@@ -70,6 +70,8 @@ pub fn ps(options: &Options) -> Done {
         })
         .collect();
     table::print(&["SERVICE", "IMAGE", "STATE", "PORTS", "WAITS"], &rows);
+    let notices = Agent::status(&options.paths)?.notices;
+    notices.iter().for_each(|notice| println!("note: {notice}"));
     Ok(Code::Done)
 }
 

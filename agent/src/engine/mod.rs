@@ -28,6 +28,7 @@ use crate::plan::{self, Action, Plan};
 use crate::status::Status;
 use crate::target::Target;
 use coracle_runtime::image::{Progress, Store};
+use coracle_runtime::network::subnet::Foreign;
 use coracle_runtime::shim::{Client, ContainerStatus};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -84,6 +85,8 @@ pub enum Message {
     Order(Box<Order>, oneshot::Sender<Result<Taken, Refusal>>),
     /// Somebody removed the rule sets of these projects.
     RulesLost(Vec<String>),
+    /// Routes or addresses of this machine changed, maybe only ours.
+    RoutesTouched,
     /// Somebody removed firewall rules: are ours still there?
     RulesTouched,
     /// End; containers go on.
@@ -130,6 +133,7 @@ pub struct Engine {
     /// As the shim told last.
     shim: BTreeMap<String, ContainerStatus>,
     networks: BTreeMap<String, LiveNetwork>,
+    foreign: Foreign,
     volumes: BTreeSet<(String, String)>,
     rules: BTreeMap<String, String>,
     rules_repaired: u64,
@@ -227,6 +231,7 @@ impl Loop {
             containers: BTreeMap::new(),
             shim: BTreeMap::new(),
             networks: BTreeMap::new(),
+            foreign: Foreign::default(),
             volumes: BTreeSet::new(),
             rules: BTreeMap::new(),
             rules_repaired: 0,
@@ -243,6 +248,8 @@ impl Loop {
         };
         engine.read_disk()?;
         engine.remove_unwanted_logs();
+        observe::watch_routes(sender.clone());
+        engine.look_at_routes();
         observe::watch_rules(sender.clone());
         let handle = Handle { sender, status, logs, store, paths, client: Rc::clone(&client) };
         tokio::task::spawn_local(keeper::run(handle.clone(), Rc::clone(&engine.keeper)));
@@ -326,7 +333,7 @@ impl Loop {
 impl Engine {
     /// Plans, does what is ready, tells the new status.
     fn turn(&mut self) -> Plan {
-        let current = self.current(&self.target);
+        let current = self.current();
         let plan = plan::plan(&current, &self.target, boot_now());
         for step in plan.steps.iter().filter(|step| step.is_ready()) {
             self.launch(step, &current);
@@ -357,6 +364,10 @@ impl Engine {
                 let taken = self.take_order(*order);
                 // Whoever asked may be gone.
                 let _ = answer.send(taken);
+                false
+            }
+            Message::RoutesTouched => {
+                self.look_at_routes();
                 false
             }
             Message::RulesTouched => {
@@ -461,12 +472,8 @@ impl Engine {
         }
     }
 
-    /// Everything that a plan for `target` looks at.
-    fn current(&self, target: &Target) -> Current {
-        let foreign = match plan::chooses_range(&self.networks, target) {
-            true => crate::execute::ranges_of_others().unwrap_or_default(),
-            false => Vec::new(),
-        };
+    /// Everything that a plan looks at.
+    fn current(&self) -> Current {
         Current {
             images: self.images.clone(),
             unnamed: self.unnamed.clone(),
@@ -474,7 +481,7 @@ impl Engine {
             stale: self.stale.clone(),
             containers: self.observed(),
             networks: self.networks.clone(),
-            foreign,
+            foreign: self.foreign.clone(),
             volumes: self.volumes.clone(),
             rules: self.rules.clone(),
             failures: self.failures.iter().map(|(key, (failed, _))| (key.clone(), failed.clone())).collect(),

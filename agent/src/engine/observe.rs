@@ -9,7 +9,7 @@ use crate::paths::Paths;
 use coracle_compose::Restart;
 use coracle_runtime::container::cgroup;
 use coracle_runtime::network::links::Links;
-use coracle_runtime::network::watch::Removals;
+use coracle_runtime::network::watch::{Removals, Routes};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -271,6 +271,35 @@ pub(super) fn watch_rules(sender: mpsc::Sender<Message>) {
             }
         }
     });
+}
+
+/// Pause after a change of routes before they are looked at: an interface that comes up makes several, ours too.
+const ROUTES_PAUSE: Duration = Duration::from_secs(1);
+
+/// Tells the loop when routes or addresses changed.
+pub(super) fn watch_routes(sender: mpsc::Sender<Message>) {
+    let routes = match Routes::listen() {
+        Ok(routes) => routes,
+        Err(error) => return tracing::warn!(%error, "networks that come later may collide with ours unseen"),
+    };
+    tokio::task::spawn_local(async move {
+        while routes.wait().await.is_ok() {
+            tokio::time::sleep(ROUTES_PAUSE).await;
+            if sender.send(Message::RoutesTouched).await.is_err() {
+                return;
+            }
+        }
+    });
+}
+
+impl Engine {
+    /// Looks which ranges this machine itself uses.
+    pub(super) fn look_at_routes(&mut self) {
+        match crate::execute::ranges_of_others() {
+            Ok(foreign) => self.foreign = foreign,
+            Err(error) => tracing::warn!(error = super::chain(&error), "the routes cannot be read"),
+        }
+    }
 }
 
 /// True when the kernel has the project's table.

@@ -70,10 +70,12 @@ impl Refusal {
 
 impl Engine {
     pub(super) fn take_order(&mut self, order: Order) -> Result<Taken, Refusal> {
+        // What changed a moment ago may not have been told yet, and now ranges may be chosen.
+        self.look_at_routes();
         if let Order::Plan(wanted) = order {
             let mut target = self.target.clone();
             put(&mut target, *wanted);
-            let plan = plan::plan(&self.current(&target), &target, boot_now());
+            let plan = plan::plan(&self.current(), &target, boot_now());
             return Ok(Taken { order: self.order, plan });
         }
         let mut target = self.target.clone();
@@ -111,7 +113,7 @@ impl Engine {
             }
             Order::Plan(_) => {}
         }
-        let plan = plan::plan(&self.current(&target), &target, boot_now());
+        let plan = plan::plan(&self.current(), &target, boot_now());
         if target != self.target {
             target.save(&self.context.paths.target()).map_err(|error| match crate::durable::is_full(&error) {
                 true => Refusal::new(
@@ -132,7 +134,7 @@ impl Engine {
         let name = wanted.project.name.clone();
         let services: Vec<String> = wanted.project.services.keys().cloned().collect();
         put(target, wanted);
-        let problems = plan::plan(&self.current(target), target, boot_now()).problems;
+        let problems = plan::plan(&self.current(), target, boot_now()).problems;
         let mine: Vec<String> = problems.iter().filter(|it| it.project == name).map(ToString::to_string).collect();
         if !mine.is_empty() {
             return Err(Refusal::new(Code::Configuration, mine.join("\n")));

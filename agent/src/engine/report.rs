@@ -12,6 +12,7 @@ impl Engine {
         let mut status = Status {
             steps: plan.steps.clone(),
             problems: plan.problems.clone(),
+            notices: plan.notices.clone(),
             running: self
                 .running
                 .iter()

@@ -198,11 +198,16 @@ fn write_file(folder: &Path, file: &MadeFile) -> Result<(), StepError> {
     write().map_err(StepError::file(format!("writing {}", path.display())))
 }
 
-/// Makes the container's namespace unless the shim holds one already. True when it was made.
+/// Makes the container's namespace unless the shim holds one already. True when it was made. One that was made for
+/// other ranges is of no use any more.
 async fn hold_namespace(client: &Client, id: &str, links: Vec<Link>) -> Result<bool, StepError> {
     let held = client.ask(Request::GetNamespace { name: id.to_owned() }, &[]).await;
-    if held.is_ok() {
-        return Ok(false);
+    if let Some(held) = held.ok().and_then(|(_, descriptors)| descriptors.into_iter().next()) {
+        let ranges = blocking(move || Ok(namespace::ranges(&held)?)).await?;
+        if links.iter().all(|link| ranges.contains(&link.interface.range)) {
+            return Ok(false);
+        }
+        client.tell(Request::DropNamespace { name: id.to_owned() }, &[]).await?;
     }
     let namespace = blocking(move || Ok(make_namespace(&links)?)).await?;
     client.tell(Request::HoldNamespace { name: id.to_owned() }, &[namespace.as_raw_fd()]).await?;

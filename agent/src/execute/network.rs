@@ -6,7 +6,7 @@ use crate::durable;
 use crate::paths::Paths;
 use coracle_runtime::network::INTERFACE_PREFIX;
 use coracle_runtime::network::links::Links;
-use coracle_runtime::network::subnet::Range;
+use coracle_runtime::network::subnet::Foreign;
 use coracle_runtime::network::{conntrack, firewall};
 use std::path::Path;
 
@@ -77,7 +77,7 @@ pub fn remove_rules(project: &str, old: &str) -> Result<(), StepError> {
 ///
 /// # Errors
 /// When the kernel cannot be asked.
-pub fn ranges_of_others() -> Result<Vec<Range>, StepError> {
+pub fn ranges_of_others() -> Result<Foreign, StepError> {
     let mut links = Links::open()?;
     let prefix = format!("{INTERFACE_PREFIX}-");
     let ours: Vec<u32> =

@@ -13,7 +13,7 @@ mod network;
 mod project;
 mod step;
 
-pub(crate) use network::{bridge, chooses_range, first_network};
+pub(crate) use network::{bridge, first_network};
 pub use step::{Action, Step, Wait, stuck};
 
 use crate::current::{Current, Moment};
@@ -29,6 +29,8 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// What cannot be planned, and why.
     pub problems: Vec<Problem>,
+    /// What somebody should know, and nothing is done about now.
+    pub notices: Vec<String>,
     /// When time alone makes a step ready.
     pub wake: Option<Moment>,
 }

@@ -25,18 +25,60 @@ pub(super) struct Networks<'a> {
     taken: BTreeMap<String, Vec<Ipv4Addr>>,
     /// Host ports in use: protocol, port.
     ports: BTreeSet<(Protocol, u16)>,
+    /// Bridges that get another range, and what they hide.
+    moving: BTreeMap<String, Range>,
+    /// Collisions that stay for now.
+    pub notices: Vec<String>,
 }
 
 impl<'a> Networks<'a> {
-    pub fn new(current: &'a Current) -> Self {
-        Self {
+    pub fn new(current: &'a Current, target: &Target) -> Self {
+        let mut networks = Self {
             current,
             live: BTreeMap::new(),
             makes: Vec::new(),
             bridges: BTreeMap::new(),
             taken: BTreeMap::new(),
             ports: BTreeSet::new(),
+            moving: BTreeMap::new(),
+            notices: Vec::new(),
+        };
+        networks.find_collisions(target);
+        networks
+    }
+
+    /// A network that hides one of this machine's own interfaces moves at once, because the machine may be cut off; one
+    /// that hides another route moves when nothing of its project runs.
+    fn find_collisions(&mut self, target: &Target) {
+        for (bridge, live) in &self.current.networks {
+            let foreign = &self.current.foreign;
+            let link = subnet::collision(&live.range, &foreign.links);
+            let Some(hidden) = link.or_else(|| subnet::collision(&live.range, &foreign.routes)) else { continue };
+            let said = format!("network {}/{} {} hides {hidden}", live.project, live.name, live.range);
+            let project = target.projects.get(&live.project).map(|it| &it.project);
+            let definition = project.and_then(|it| it.networks.get(&live.name).cloned()).unwrap_or_default();
+            let runs = |it: &Container| it.is_running() && it.identity.project == live.project;
+            if definition.subnets.iter().any(|it| it.address.is_ipv4()) {
+                self.notices.push(format!("{said}; the project's file asks for it"));
+            } else if self.free_range(&live.project, &live.name).is_none() {
+                self.notices.push(format!("{said}, and no other range is free"));
+            } else if link.is_none() && self.current.containers.values().any(runs) {
+                self.notices.push(format!("{said}; it gets another range when nothing of {} runs", live.project));
+            } else {
+                self.moving.insert(bridge.clone(), *hidden);
+            }
         }
+    }
+
+    /// A container of the project that cannot be replaced now runs: its networks stay.
+    pub fn stay(&mut self, project: &str) {
+        self.moving.retain(|bridge, _| self.current.networks[bridge].project != project);
+    }
+
+    /// What a network of the project hides, when it gets another range.
+    pub fn moves(&self, project: &str) -> Option<Range> {
+        let mut moving = self.moving.iter();
+        moving.find(|(bridge, _)| self.current.networks[*bridge].project == project).map(|(_, hidden)| *hidden)
     }
 
     /// Settles the networks that a project's services use. One that a container of `kept` is on stays as it is until
@@ -46,7 +88,8 @@ impl<'a> Networks<'a> {
             let stays = |(id, it): (&String, &Container)| {
                 kept.contains(id) && it.identity.project == live.project && it.addresses.contains_key(&live.name)
             };
-            if live.project == project && self.current.containers.iter().any(stays) {
+            let moves = self.moving.contains_key(bridge);
+            if live.project == project && !moves && self.current.containers.iter().any(stays) {
                 self.bridges.insert((project.to_owned(), live.name.clone()), bridge.clone());
                 self.live.insert(bridge.clone(), live.clone());
             }
@@ -63,7 +106,8 @@ impl<'a> Networks<'a> {
         let digest = digest(network);
         self.bridges.insert((project.to_owned(), name.to_owned()), bridge.clone());
         let old = self.current.networks.get(&bridge);
-        if let Some(live) = old.filter(|live| live.definition == digest) {
+        let moves = self.moving.contains_key(&bridge);
+        if let Some(live) = old.filter(|live| live.definition == digest && !moves) {
             self.live.insert(bridge, live.clone());
             return;
         }
@@ -78,7 +122,11 @@ impl<'a> Networks<'a> {
         };
         self.live.insert(bridge.clone(), live);
         let waits = old.map(|_| Wait::After(format!("remove network {project}/{name}")));
-        let why = if old.is_some() { "its definition changed" } else { "a service is on it" };
+        let why = match old {
+            Some(_) if moves => "it gets another range",
+            Some(_) => "its definition changed",
+            None => "a service is on it",
+        };
         let action = Action::MakeNetwork {
             bridge,
             project: project.to_owned(),
@@ -103,11 +151,16 @@ impl<'a> Networks<'a> {
                 return Some((range, gateway));
             }
         }
-        let mut taken = self.current.foreign.clone();
+        let range = self.free_range(project, name)?;
+        Some((range, range.gateway()))
+    }
+
+    fn free_range(&self, project: &str, name: &str) -> Option<Range> {
+        let foreign = &self.current.foreign;
+        let mut taken = [&foreign.routes[..], &foreign.links].concat();
         taken.extend(self.current.networks.values().map(|it| it.range));
         taken.extend(self.live.values().map(|it| it.range));
-        let range = subnet::choose(&format!("{project}/{name}"), &taken)?;
-        Some((range, range.gateway()))
+        subnet::choose(&format!("{project}/{name}"), &taken)
     }
 
     /// The steps that make a project's networks, once.
@@ -213,9 +266,10 @@ impl<'a> Networks<'a> {
     }
 
     /// Networks that go, and the containers that must be gone before.
-    pub fn removals(&self) -> Vec<(Action, &'static str, Vec<String>)> {
+    pub fn removals(&self) -> Vec<(Action, String, Vec<String>)> {
         let gone = self.current.networks.iter().filter(|(bridge, live)| {
-            self.live.get(*bridge).is_none_or(|wanted| wanted.definition != live.definition)
+            let moves = self.moving.contains_key(*bridge);
+            self.live.get(*bridge).is_none_or(|wanted| moves || wanted.definition != live.definition)
         });
         gone.map(|(bridge, live)| {
             let attached =
@@ -227,8 +281,11 @@ impl<'a> Networks<'a> {
                 project: live.project.clone(),
                 network: live.name.clone(),
             };
-            let why =
-                if self.live.contains_key(bridge) { "its definition changed" } else { "no service is on it" };
+            let why = match (self.live.contains_key(bridge), self.moving.get(bridge)) {
+                (true, Some(hidden)) => format!("it hides {hidden}"),
+                (true, None) => "its definition changed".to_owned(),
+                (false, _) => "no service is on it".to_owned(),
+            };
             (action, why, attached.map(|(id, _)| id.clone()).collect())
         })
         .collect()
@@ -247,15 +304,6 @@ fn used(wanted: &Wanted) -> BTreeMap<&String, Network> {
 
 fn digest(network: &Network) -> String {
     digest_of(&serde_json::to_vec(network).unwrap_or_default())
-}
-
-/// True when a plan for `target` may choose a range: only then [`Current::foreign`] is looked at.
-pub(crate) fn chooses_range(networks: &BTreeMap<String, LiveNetwork>, target: &Target) -> bool {
-    target.projects.iter().any(|(project, wanted)| {
-        used(wanted).into_iter().any(|(name, definition)| {
-            networks.get(&bridge(project, name)).is_none_or(|live| live.definition != digest(&definition))
-        })
-    })
 }
 
 /// The address that ports are published on: that of the network with the highest priority, else the first.

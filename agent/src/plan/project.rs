@@ -37,7 +37,7 @@ impl<'a> Planner<'a> {
             steps: Vec::new(),
             problems: Vec::new(),
             kept: BTreeSet::new(),
-            networks: Networks::new(current),
+            networks: Networks::new(current, target),
             replaced: BTreeSet::new(),
         }
     }
@@ -70,12 +70,13 @@ impl<'a> Planner<'a> {
         let order = order(&wanted.project.services);
         self.pulls(name, wanted, &order);
         let mut planned: BTreeMap<&str, Planned<'a>> = BTreeMap::new();
+        let mut stays = false;
         for service in &order {
             let owner = match &wanted.project.services[*service].network {
                 NetworkMode::Service(owner) => match planned.get(owner.as_str()) {
                     Some(owner) => Some(owner.resolved.id.clone()),
                     None => {
-                        self.keep_all_of(name, service);
+                        stays |= self.keep_all_of(name, service);
                         continue;
                     }
                 },
@@ -83,10 +84,13 @@ impl<'a> Planner<'a> {
             };
             match self.resolve(name, wanted, service, owner.as_deref()) {
                 Some(resolved) => drop(planned.insert(service, self.settle(resolved))),
-                None => self.keep_all_of(name, service),
+                None => stays |= self.keep_all_of(name, service),
             }
         }
         self.refuse_waits_without_check(name, wanted, &planned);
+        if stays {
+            self.networks.stay(name);
+        }
         self.networks.wanted(name, wanted, &self.kept);
         let networks = self.networks.of_project(name);
         let addresses: BTreeMap<&str, _> = order
@@ -129,10 +133,11 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// A container of a service that cannot be resolved now goes on as it is.
-    fn keep_all_of(&mut self, project: &str, service: &str) {
-        let ids: Vec<String> = self.of_service(project, service).map(|(id, _)| id.clone()).collect();
-        self.kept.extend(ids);
+    /// A container of a service that cannot be resolved now goes on as it is; true when one runs.
+    fn keep_all_of(&mut self, project: &str, service: &str) -> bool {
+        let all: Vec<_> = self.of_service(project, service).collect();
+        self.kept.extend(all.iter().map(|(id, _)| (*id).clone()));
+        all.iter().any(|(_, container)| container.is_running())
     }
 
     fn of_service(&self, project: &str, service: &str) -> impl Iterator<Item = (&'a String, &'a Container)> {
@@ -242,6 +247,10 @@ impl<'a> Planner<'a> {
                 State::Running { .. } if container.round < round => {
                     return stop(self, "a restart was asked for");
                 }
+                State::Running { .. } if self.networks.moves(project).is_some() => {
+                    let hidden = self.networks.moves(project).map(|it| it.to_string()).unwrap_or_default();
+                    return stop(self, &format!("a network that it may be on hides {hidden}"));
+                }
                 State::Running { .. } if self.must_follow(project, service) => {
                     return stop(self, "a service that it must be restarted with is replaced");
                 }
@@ -315,6 +324,7 @@ impl<'a> Planner<'a> {
         let identity = &container.identity;
         let wanted = self.target.projects.get(&identity.project);
         self.kept.contains(id)
+            && self.networks.moves(&identity.project).is_none()
             && wanted.is_some_and(|wanted| {
                 wanted.wants_running(&identity.service)
                     && container.round >= wanted.round(&identity.service).restart
@@ -404,6 +414,10 @@ impl<'a> Planner<'a> {
         }
         match (&container.state, condition) {
             (State::Created, _) => Some(("not started".to_owned(), not_wanted)),
+            // It was stopped with the others, and comes up again before them.
+            (State::Ended { ordered: true, .. }, Condition::ServiceStarted) if !not_wanted => {
+                Some(("not started".to_owned(), false))
+            }
             (State::Running { .. } | State::Ended { .. }, Condition::ServiceStarted) => None,
             (State::Running { health, .. }, Condition::ServiceHealthy) => match health {
                 Health::Healthy => None,
@@ -454,7 +468,12 @@ impl<'a> Planner<'a> {
             self.push(action, why, waits);
         }
         for (action, why, waits) in self.networks.removals() {
-            let waits = waits.iter().map(|id| after_removal(id)).collect();
+            let runs = |id: &String| self.current.containers.get(id).is_some_and(Container::is_running);
+            let waits = waits.iter().filter_map(|id| match self.kept.contains(id) {
+                false => Some(after_removal(id)),
+                true => runs(id).then(|| after_stop(id)),
+            });
+            let waits = waits.collect();
             self.push(action, why, waits);
         }
         for project in self.current.rules.keys() {
@@ -493,7 +512,7 @@ impl<'a> Planner<'a> {
             _ => None,
         });
         let wake = pauses.filter(|until| *until > self.now).min();
-        Plan { steps: self.steps, problems: self.problems, wake }
+        Plan { steps: self.steps, problems: self.problems, notices: self.networks.notices, wake }
     }
 }
 

@@ -88,8 +88,10 @@ impl World {
                 current.networks.extend(action.made_network().map(|live| (bridge.clone(), live)));
             }
             Action::RemoveNetwork { bridge, project, network } => {
-                let attached =
-                    |it: &&Container| it.identity.project == *project && it.addresses.contains_key(network);
+                // One that has ended gets another address when it is started again.
+                let attached = |it: &&Container| {
+                    it.is_running() && it.identity.project == *project && it.addresses.contains_key(network)
+                };
                 assert_eq!(current.containers.values().find(attached), None, "removed under a container");
                 current.networks.remove(bridge);
             }

@@ -1,6 +1,6 @@
 //! Interfaces, addresses and routes through rtnetlink(7). The only file that names the netlink crates.
 
-use super::subnet::Range;
+use super::subnet::{Foreign, Range};
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
@@ -233,10 +233,10 @@ impl Links {
     ///
     /// # Errors
     /// When the kernel cannot be asked.
-    pub fn ranges_in_use(&mut self, ours: &[u32]) -> Result<Vec<Range>, LinkError> {
+    pub fn ranges_in_use(&mut self, ours: &[u32]) -> Result<Foreign, LinkError> {
         let mut ask = RouteMessage::default();
         ask.header.address_family = AddressFamily::Inet;
-        let mut ranges = Vec::new();
+        let mut routes = Vec::new();
         for message in self.dump(RouteNetlinkMessage::GetRoute(ask))? {
             let RouteNetlinkMessage::NewRoute(route) = message else { continue };
             let (mut destination, mut foreign) = (None, true);
@@ -247,23 +247,24 @@ impl Links {
                     _ => {}
                 }
             }
-            ranges.extend(
+            routes.extend(
                 destination.filter(|_| foreign).map(|it| Range::new(it, route.header.destination_prefix_length)),
             );
         }
         let mut ask = AddressMessage::default();
         ask.header.family = AddressFamily::Inet;
+        let mut links = Vec::new();
         for message in self.dump(RouteNetlinkMessage::GetAddress(ask))? {
             let RouteNetlinkMessage::NewAddress(address) = message else { continue };
             if ours.contains(&address.header.index) {
                 continue;
             }
-            ranges.extend(address.attributes.iter().filter_map(|attribute| match attribute {
+            links.extend(address.attributes.iter().filter_map(|attribute| match attribute {
                 AddressAttribute::Address(IpAddr::V4(it)) => Some(Range::new(*it, address.header.prefix_len)),
                 _ => None,
             }));
         }
-        Ok(ranges)
+        Ok(Foreign { routes, links })
     }
 
     fn send(&mut self, message: RouteNetlinkMessage, flags: u16) -> Result<u32, LinkError> {

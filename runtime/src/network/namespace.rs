@@ -59,6 +59,18 @@ pub fn configure(namespace: &OwnedFd, interfaces: &[Interface]) -> Result<(), Li
     })
 }
 
+/// Ranges of the addresses in `namespace`.
+///
+/// # Errors
+/// What the kernel refuses.
+pub fn ranges(namespace: &OwnedFd) -> Result<Vec<Range>, LinkError> {
+    in_thread(|| {
+        setns(namespace, CloneFlags::CLONE_NEWNET)
+            .map_err(|errno| LinkError::System("entering the namespace", errno))?;
+        Ok(Links::open()?.ranges_in_use(&[])?.links)
+    })
+}
+
 /// A namespace belongs to a thread: a new one enters it and ends with it.
 fn in_thread<T: Send>(work: impl FnOnce() -> Result<T, LinkError> + Send) -> Result<T, LinkError> {
     std::thread::scope(|scope| match scope.spawn(work).join() {

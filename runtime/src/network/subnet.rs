@@ -15,6 +15,9 @@ pub struct Range {
 /// balena's own 10.114.0.0/16 and the hotspots' 10.42.0.0/16 are not among them.
 const BLOCKS: &[[u8; 2]] = &[[10, 209], [10, 217], [10, 233], [10, 241]];
 
+/// Where they are taken from when a VPN has all of 10.0.0.0/8.
+const OTHER_BLOCKS: &[[u8; 2]] = &[[172, 29], [172, 30]];
+
 /// Routes shorter than this are default routes in disguise (a VPN's 0.0.0.0/1) and collide with nothing.
 const SHORTEST_ROUTE: u8 = 8;
 
@@ -57,20 +60,35 @@ fn mask(prefix: u8) -> u32 {
     u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0)
 }
 
+/// Ranges that are not ours.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Foreign {
+    /// Of routes.
+    pub routes: Vec<Range>,
+    /// Of the addresses of this machine's own interfaces: who hides one of them may cut the machine off.
+    pub links: Vec<Range>,
+}
+
 /// A free /24 for the network `name`, away from everything in `taken`; the same each time when nothing changed.
 pub fn choose(name: &str, taken: &[Range]) -> Option<Range> {
     let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         // FNV-1a: spreads names; nothing secret depends on it.
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
     });
-    let count = BLOCKS.len() * 256;
-    let first = usize::try_from(hash % count as u64).unwrap_or(0);
-    (0..count).map(|step| (first + step) % count).find_map(|index| {
-        let [a, b] = BLOCKS[index / 256];
-        let range = Range::new(Ipv4Addr::new(a, b, (index % 256) as u8, 0), 24);
-        let collides = taken.iter().filter(|it| it.prefix >= SHORTEST_ROUTE).any(|it| it.overlaps(&range));
-        (!collides).then_some(range)
+    [BLOCKS, OTHER_BLOCKS].into_iter().find_map(|blocks| {
+        let count = blocks.len() * 256;
+        let first = usize::try_from(hash % count as u64).unwrap_or(0);
+        (0..count).map(|step| (first + step) % count).find_map(|index| {
+            let [a, b] = blocks[index / 256];
+            let range = Range::new(Ipv4Addr::new(a, b, (index % 256) as u8, 0), 24);
+            collision(&range, taken).is_none().then_some(range)
+        })
     })
+}
+
+/// The first of `taken` that has an address in common with `range`.
+pub fn collision<'a>(range: &Range, taken: &'a [Range]) -> Option<&'a Range> {
+    taken.iter().filter(|it| it.prefix >= SHORTEST_ROUTE).find(|it| it.overlaps(range))
 }
 
 /// The lowest free address of `range` behind its gateway.
@@ -97,7 +115,9 @@ mod tests {
         let next = choose("demo_default", &[free]).expect("another");
         assert!(!next.overlaps(&free));
         assert_eq!(choose("demo_default", &[range("0.0.0.0/1"), range("128.0.0.0/1")]), Some(free));
-        assert_eq!(choose("x", &[range("10.0.0.0/8")]), None);
+        let beside = choose("x", &[range("10.0.0.0/8")]).expect("a range beside a VPN");
+        assert!(range("172.16.0.0/12").overlaps(&beside));
+        assert_eq!(choose("x", &[range("10.0.0.0/8"), range("172.16.0.0/12")]), None);
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Hears when somebody removes firewall rules (nfnetlink's multicast group of nf_tables, linux/netfilter/nfnetlink.h).
+//! Hears when somebody removes firewall rules (nfnetlink's multicast group of nf_tables, linux/netfilter/nfnetlink.h),
+//! and when routes or addresses change (rtnetlink(7)).
 
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -51,6 +52,48 @@ impl Removals {
                 Err(Errno::EAGAIN) => ready.clear_ready(),
                 // Messages were lost: one of them may have been a removal.
                 Err(Errno::ENOBUFS) => return Ok(()),
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+}
+
+/// `RTMGRP_IPV4_IFADDR` and `RTMGRP_IPV4_ROUTE` (linux/rtnetlink.h).
+const ROUTE_GROUPS: u32 = 0x10 | 0x40;
+
+/// Ears for changes of routes and addresses, in the network namespace of the thread that made them.
+#[derive(Debug)]
+pub struct Routes {
+    socket: AsyncFd<OwnedFd>,
+}
+
+impl Routes {
+    /// Begins to listen. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// EMFILE.
+    pub fn listen() -> std::io::Result<Self> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
+        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, ROUTE_GROUPS))?;
+        Ok(Self { socket: crate::sys::register(fd)? })
+    }
+
+    /// Waits until something changed, and takes everything that came so far.
+    ///
+    /// # Errors
+    /// When the socket is broken.
+    pub async fn wait(&self) -> std::io::Result<()> {
+        let mut buffer = [0; BUFFER];
+        let mut changed = false;
+        loop {
+            let mut ready = self.socket.readable().await?;
+            match recv(self.socket.get_ref().as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+                // Messages were lost: what they said is looked at anyway.
+                Ok(_) | Err(Errno::ENOBUFS) => changed = true,
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) if changed => return Ok(()),
+                Err(Errno::EAGAIN) => ready.clear_ready(),
                 Err(errno) => return Err(errno.into()),
             }
         }

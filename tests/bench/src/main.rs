@@ -9,6 +9,7 @@ mod idle;
 mod plan;
 mod podman;
 mod pull;
+mod soak;
 mod start;
 
 use anyhow::{Context, bail};
@@ -16,19 +17,24 @@ use figure::Report;
 
 fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let name = arguments.next().context("which benchmark: pull, start, up10, plan, idle")?;
-    let file = match arguments.next().as_deref() {
-        Some("--json") => Some(arguments.next().context("--json takes a file")?),
-        Some(other) => bail!("{other:?} is no option: --json FILE"),
+    let name = arguments.next().context("which benchmark: pull, start, up10, plan, idle, soak")?;
+    let mut arguments: Vec<String> = arguments.collect();
+    let file = match arguments.iter().position(|it| it == "--json") {
+        Some(at) if at + 1 < arguments.len() => arguments.drain(at..at + 2).nth(1),
+        Some(_) => bail!("--json takes a file"),
         None => None,
     };
+    if let Some(other) = arguments.first().filter(|_| name != "soak") {
+        bail!("{other:?} is no option: --json FILE");
+    }
     let figures = match name.as_str() {
         "pull" => pull::run()?,
         "start" => start::one()?,
         "up10" => start::ten()?,
         "plan" => plan::run()?,
         "idle" => idle::run()?,
-        other => bail!("there is no benchmark {other:?}: pull, start, up10, plan, idle"),
+        "soak" => soak::run(arguments.into_iter())?,
+        other => bail!("there is no benchmark {other:?}: pull, start, up10, plan, idle, soak"),
     };
     let report = Report { bench: name, machine: figure::machine(), figures };
     report.print();
