@@ -370,7 +370,8 @@ fn limits(limits: &coracle_compose::Limits) -> Limits {
     Limits {
         memory: bytes(limits.memory),
         memory_reservation: bytes(limits.memory_reservation),
-        memory_swap: limits.memory_swap,
+        // Without a word on swap it is as much as memory, as Docker has it; else a limit would only move it there.
+        memory_swap: limits.memory_swap.or(bytes(limits.memory).map(|memory| memory.saturating_mul(2))),
         memory_swappiness: limits.memory_swappiness,
         oom_kill_disable: limits.oom_kill_disable,
         cpu: CpuLimits { shares: limits.cpu_shares, quota, period, cpus: limits.cpuset.clone() },

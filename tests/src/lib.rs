@@ -7,6 +7,7 @@
 pub mod archive;
 pub mod board;
 pub mod debian;
+pub mod guest;
 pub mod image;
 pub mod proxy;
 pub mod soak;

@@ -1,7 +1,7 @@
 //! A compose release on one board, from a real registry.
 
 use anyhow::ensure;
-use coracle_tests::board::{Board, http, run, wait_for};
+use coracle_tests::board::{Board, coracle, http, run, wait_for};
 use coracle_tests::image::Image;
 use coracle_tests::needs;
 use serde_json::json;
@@ -53,6 +53,15 @@ fn a_release_is_pulled_started_reached_and_taken_down_without_a_trace() -> anyho
     assert!(board.data().join("volumes/demo/kept").exists());
     board.coracle(&["down", "-v"])?;
     assert!(!board.data().join("volumes/demo").exists());
+    Ok(())
+}
+
+#[test]
+fn output_that_nobody_reads_ends_a_command_in_silence() -> anyhow::Result<()> {
+    let (reader, writer) = nix::unistd::pipe()?;
+    drop(reader);
+    let output = Command::new(coracle()).args(["help", "up"]).stdout(writer).output()?;
+    ensure!(output.status.code() == Some(141) && output.stderr.is_empty(), "{output:?}");
     Ok(())
 }
 

@@ -37,8 +37,8 @@ pub fn config(options: &Options) -> Done {
     }
     if !options.quiet {
         match options.json {
-            true => println!("{}", coracle_compose::to_json(&loaded.project)),
-            false => print!("{}", coracle_compose::to_yaml(&loaded.project)),
+            true => say!("{}", coracle_compose::to_json(&loaded.project)),
+            false => say_part!("{}", coracle_compose::to_yaml(&loaded.project)),
         }
     }
     Ok(Code::Done)
@@ -61,26 +61,26 @@ pub fn plan(options: &Options) -> Done {
     };
     if options.json {
         let document = serde_json::json!({ "plan": plan, "preflight": preflight });
-        println!("{document}");
+        say!("{document}");
         return Ok(Code::Done);
     }
     for step in plan.steps.iter().filter(|step| step.concerns(&project)) {
-        println!("{}: {}", step.action, step.why);
+        say!("{}: {}", step.action, step.why);
         if !step.waits.is_empty() {
-            println!("    {}", explain(step));
+            say!("    {}", explain(step));
         }
     }
     for problem in &plan.problems {
-        println!("{problem}");
+        say!("{problem}");
     }
     if plan.steps.is_empty() && plan.problems.is_empty() {
-        println!("{project}: nothing to do");
+        say!("{project}: nothing to do");
     }
     for image in &preflight.images {
-        println!("download {}: {}", image.name, table::bytes(image.to_download));
+        say!("download {}: {}", image.name, table::bytes(image.to_download));
     }
     if !preflight.images.is_empty() {
-        println!(
+        say!(
             "download {}, needs about {}, {} may be used",
             table::bytes(preflight.to_download),
             table::bytes(preflight.space_needed),

@@ -265,16 +265,16 @@ pub fn about(command: &str) -> Option<&'static About> {
 /// Prints help about a command, or about all.
 pub fn print(command: &str) -> Done {
     if command.is_empty() {
-        println!("coracle: compose releases on small boards\n\nusage: coracle COMMAND [OPTION...]\n");
+        say!("coracle: compose releases on small boards\n\nusage: coracle COMMAND [OPTION...]\n");
         for about in COMMANDS.iter().filter(|about| !about.internal) {
-            println!("  {:<11}{}", about.name, about.line);
+            say!("  {:<11}{}", about.name, about.line);
         }
-        println!("\n`coracle help COMMAND` tells more.");
+        say!("\n`coracle help COMMAND` tells more.");
         return Ok(Code::Done);
     }
     let about = about(command)
         .ok_or_else(|| Failed::new(Code::Configuration, format!("there is no command {command:?}")))?;
-    println!("{}\n\nusage: coracle {}\n", about.line, about.usage);
+    say!("{}\n\nusage: coracle {}\n", about.line, about.usage);
     let takes_project = !matches!(
         command,
         "images" | "status" | "import" | "df" | "shutdown" | "completion" | "agent" | "shim" | "version"
@@ -288,11 +288,11 @@ pub fn print(command: &str) -> Done {
     }
     groups.push(LOCAL);
     for (option, meaning) in groups.into_iter().flatten() {
-        println!("  {option:<28}{meaning}");
+        say!("  {option:<28}{meaning}");
     }
     if !about.examples.is_empty() {
-        println!("\nexamples:");
-        about.examples.iter().for_each(|example| println!("  {example}"));
+        say!("\nexamples:");
+        about.examples.iter().for_each(|example| say!("  {example}"));
     }
     Ok(Code::Done)
 }
@@ -301,18 +301,18 @@ pub fn print(command: &str) -> Done {
 pub fn completion(options: &Options) -> Done {
     let names: Vec<&str> = COMMANDS.iter().filter(|about| !about.internal).map(|about| about.name).collect();
     match options.rest.first().map(String::as_str) {
-        Some("bash") => println!(
+        Some("bash") => say!(
             "_coracle() {{\n  local word=${{COMP_WORDS[COMP_CWORD]}}\n  if [ \"$COMP_CWORD\" -eq 1 ]; then COMPREPLY=($(compgen -W \"{}\" -- \"$word\"))\n  else COMPREPLY=($(compgen -W \"$(coracle ps --services 2>/dev/null)\" -- \"$word\") $(compgen -f -- \"$word\")); fi\n}}\ncomplete -F _coracle coracle",
             names.join(" ")
         ),
         Some("zsh") => {
-            println!("#compdef coracle\n_arguments '1:command:((");
-            COMMANDS.iter().filter(|it| !it.internal).for_each(|it| println!("  {}\\:\"{}\"", it.name, it.line));
-            println!("))' '*::argument:_files'");
+            say!("#compdef coracle\n_arguments '1:command:((");
+            COMMANDS.iter().filter(|it| !it.internal).for_each(|it| say!("  {}\\:\"{}\"", it.name, it.line));
+            say!("))' '*::argument:_files'");
         }
         Some("fish") => {
             for about in COMMANDS.iter().filter(|about| !about.internal) {
-                println!(
+                say!(
                     "complete -c coracle -n __fish_use_subcommand -f -a {} -d '{}'",
                     about.name,
                     about.line.replace('\'', "\\'")

@@ -1,5 +1,8 @@
 //! The command line: words with the meaning that they have in Docker Compose.
 
+#[macro_use]
+mod output;
+
 mod config;
 mod exec;
 mod help;
@@ -143,7 +146,7 @@ fn run(command: &str, options: &Options) -> Done {
         "shutdown" => service::shutdown(options),
         "completion" => help::completion(options),
         _ => {
-            println!("coracle {}", env!("CARGO_PKG_VERSION"));
+            say!("coracle {}", env!("CARGO_PKG_VERSION"));
             Ok(Code::Done)
         }
     }

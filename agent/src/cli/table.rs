@@ -12,8 +12,8 @@ pub fn print(headings: &[&str], rows: &[Vec<String>]) {
         let padded = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
         padded.collect::<Vec<_>>().join("   ").trim_end().to_owned()
     };
-    println!("{}", line(&headings.iter().map(|&it| it.to_owned()).collect::<Vec<_>>()));
-    rows.iter().for_each(|row| println!("{}", line(row)));
+    say!("{}", line(&headings.iter().map(|&it| it.to_owned()).collect::<Vec<_>>()));
+    rows.iter().for_each(|row| say!("{}", line(row)));
 }
 
 /// Bytes in the largest binary unit that leaves a number of at least one.

@@ -10,7 +10,7 @@ use crate::exit::Code;
 use crate::status::{ProjectStatus, ServiceStatus};
 use crate::usage::{self, Usage};
 use std::collections::BTreeMap;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::time::Duration;
 
 /// Between two looks of `stats`.
@@ -20,7 +20,7 @@ const STATS_PAUSE: Duration = Duration::from_secs(2);
 const COLOURS: [u8; 6] = [36, 33, 32, 35, 34, 31];
 
 fn json(value: &impl serde::Serialize) -> Result<(), Failed> {
-    println!("{}", serde_json::to_string(value).map_err(anyhow::Error::from)?);
+    say!("{}", serde_json::to_string(value).map_err(anyhow::Error::from)?);
     Ok(())
 }
 
@@ -49,11 +49,11 @@ pub fn ps(options: &Options) -> Done {
         return Ok(Code::Done);
     }
     if options.services {
-        project.services.keys().for_each(|name| println!("{name}"));
+        project.services.keys().for_each(|name| say!("{name}"));
         return Ok(Code::Done);
     }
     if options.quiet {
-        project.services.values().for_each(|service| println!("{}", service.container));
+        project.services.values().for_each(|service| say!("{}", service.container));
         return Ok(Code::Done);
     }
     let rows: Vec<Vec<String>> = project
@@ -71,7 +71,7 @@ pub fn ps(options: &Options) -> Done {
         .collect();
     table::print(&["SERVICE", "IMAGE", "STATE", "PORTS", "WAITS"], &rows);
     let notices = Agent::status(&options.paths)?.notices;
-    notices.iter().for_each(|notice| println!("note: {notice}"));
+    notices.iter().for_each(|notice| say!("note: {notice}"));
     Ok(Code::Done)
 }
 
@@ -139,20 +139,16 @@ impl LogPrinter {
 
     /// Prints a line.
     pub fn print(&mut self, line: &LogLine) -> Result<(), Failed> {
-        let mut out = std::io::stdout().lock();
         if self.json {
-            writeln!(out, "{}", serde_json::to_string(line).map_err(anyhow::Error::from)?)?;
+            say!("{}", serde_json::to_string(line).map_err(anyhow::Error::from)?);
             return Ok(());
         }
         if line.dropped > 0 {
             eprintln!("{}: {} bytes were dropped here", line.service, line.dropped);
         }
         let continued = self.open.take().is_some_and(|open| open == line.service && line.continues);
-        if !continued {
-            write!(out, "{}", self.head(line))?;
-        }
-        writeln!(out, "{}", line.text)?;
-        out.flush()?;
+        let head = if continued { String::new() } else { self.head(line) };
+        say!("{head}{}", line.text);
         Ok(())
     }
 
@@ -238,7 +234,7 @@ fn show_pull(options: &Options, request: &Request) -> Done {
                 if live {
                     eprint!("\r\x1b[K");
                 }
-                println!("{} {}", image.name, image.digest);
+                say!("{} {}", image.name, image.digest);
             }
             _ => {}
         }
@@ -336,7 +332,7 @@ pub fn inspect(options: &Options) -> Done {
         "rules_repaired": status.rules_repaired,
         "agent": { "version": status.version, "pid": status.pid, "shim_pid": status.shim_pid },
     });
-    println!("{}", serde_json::to_string_pretty(&document).map_err(anyhow::Error::from)?);
+    say!("{}", serde_json::to_string_pretty(&document).map_err(anyhow::Error::from)?);
     Ok(Code::Done)
 }
 
@@ -385,7 +381,7 @@ pub fn stats(options: &Options) -> Done {
                 })
                 .collect();
             if !options.once && std::io::stdout().is_terminal() {
-                print!("\x1b[H\x1b[2J");
+                say_part!("\x1b[H\x1b[2J");
             }
             table::print(&["SERVICE", "CPU", "MEMORY", "LIMIT", "TASKS"], &rows);
         }

@@ -1,0 +1,100 @@
+//! The kernel's second cgroup hierarchy, alone, in a virtual machine: limits, kills, and what is left.
+
+use anyhow::{Context, ensure};
+use coracle_tests::guest::run_in_guest;
+use coracle_tests::image::Image;
+use coracle_tests::needs;
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+const PROJECT: &str = r#"
+name: demo
+x-all: &all {image: "app:1", network_mode: none, stop_grace_period: 0s, restart: "no"}
+services:
+  limited:
+    <<: *all
+    command: sleep 1000
+    mem_limit: 64m
+    mem_reservation: 32m
+    cpus: 0.5
+    cpu_shares: 512
+    cpuset: "1"
+    pids_limit: 33
+  eater: {<<: *all, mem_limit: 16m, command: tail /dev/zero}
+  parent: {<<: *all, mem_limit: 16m, command: sh -c 'tail /dev/zero; sleep 1000'}
+  forks: {<<: *all, pids_limit: 5, command: "sh -c 'for n in 1 2 3 4 5 6 7 8; do sleep 1000 & done; sleep 1000'"}
+"#;
+
+const SCRIPT: &str = r#"
+coracle agent > /tmp/agent.log 2>&1 &
+until coracle status > /dev/null 2>&1; do sleep 0.1; done
+coracle import --name app:1 /given/layout > /dev/null 2>&1
+cp -r /given/demo /demo; cd /demo
+coracle up -d > /tmp/up 2>&1; echo "up: $?"
+for n in 1 2 3 4 5 6 7 8 9 10; do coracle ps --json | grep -q last_oom_kill.:1 && break; sleep 0.5; done
+sleep 1
+echo "ps: $(coracle ps --json)"
+cg=$(echo /sys/fs/cgroup/coracle/demo-limited-*)
+for file in memory.max memory.low memory.swap.max cpu.max cpu.weight cpuset.cpus pids.max cgroup.controllers; do
+  echo "$file: $(cat $cg/$file)"
+done
+echo "exec: $(coracle exec limited sh -c 'cat /proc/self/cgroup')"
+echo "forks: $(coracle logs --no-log-prefix forks | tail -n 1)"
+echo "stats: $(coracle stats --once --json | tr '\n' ' ')"
+before=$(coracle ps --json | grep -o '"pid":[0-9]*' | tr '\n' ' ')
+kill -9 $(pidof coracle | tr ' ' '\n' | while read pid; do grep -qa agent /proc/$pid/cmdline && echo $pid; done)
+sleep 0.5
+coracle agent >> /tmp/agent.log 2>&1 &
+until coracle status > /dev/null 2>&1; do sleep 0.1; done
+after=$(coracle ps --json | grep -o '"pid":[0-9]*' | tr '\n' ' ')
+echo "pids: $before= $after"
+coracle down > /dev/null 2>&1; echo "down: $?"
+echo "left: $(ls -d /sys/fs/cgroup/coracle/*/ 2>/dev/null)"
+echo "log: $(grep -c ERROR /tmp/agent.log)"
+grep -h "WARN\|ERROR" /tmp/agent.log /run/coracle/shim.log
+"#;
+
+#[test]
+fn limits_hold_and_kills_are_told_on_cgroup_v2() -> anyhow::Result<()> {
+    needs!("qemu-system-x86_64", "busybox", "dpkg", "apt-cache");
+    if std::env::consts::ARCH != "x86_64" {
+        println!("skipped: the machine of the test is x86-64");
+        return Ok(());
+    }
+    let folder = tempfile::tempdir()?;
+    Image::busybox()?.write(&folder.path().join("layout"))?;
+    std::fs::create_dir(folder.path().join("demo"))?;
+    std::fs::write(folder.path().join("demo/compose.yaml"), PROJECT)?;
+    let given = [(folder.path().join("layout"), "layout"), (folder.path().join("demo"), "demo")];
+    let said = run_in_guest(SCRIPT, &given)?;
+    println!("{said}");
+    let lines: BTreeMap<&str, &str> = said.lines().filter_map(|line| line.split_once(": ")).collect();
+    let is = |name: &str| lines.get(name).copied().with_context(|| format!("no {name}: {said}"));
+    for (name, wanted) in [
+        ("up", "0"),
+        ("memory.max", "67108864"),
+        ("memory.low", "33554432"),
+        ("memory.swap.max", "67108864"),
+        ("cpu.max", "50000 100000"),
+        ("cpuset.cpus", "1"),
+        ("pids.max", "33"),
+        ("exec", "0::/"),
+        ("forks", "sh: can't fork: Resource temporarily unavailable"),
+        ("down", "0"),
+    ] {
+        assert_eq!(is(name)?, wanted, "{name}");
+    }
+    let weight: u64 = is("cpu.weight")?.parse()?;
+    ensure!((15..=25).contains(&weight), "512 of 1024 shares are a weight of {weight}");
+    let services: Value = serde_json::from_str(is("ps")?)?;
+    let services = &services["services"];
+    ensure!(services["limited"]["state"] == "running", "{services}");
+    ensure!(services["eater"]["exits"][0]["reason"] == "oom", "{services}");
+    ensure!(services["parent"]["state"] == "running" && services["parent"]["oom_kills"] == 1, "{services}");
+    ensure!(services["parent"]["last_oom_kill"].is_u64(), "the kernel tells at once: {services}");
+    let (before, after) = is("pids")?.split_once("= ").context("pids")?;
+    ensure!(before.trim() == after.trim() && before.contains("\"pid\":"), "{before} and {after}");
+    ensure!(lines.get("left").is_none_or(|left| left.is_empty()), "{said}");
+    ensure!(is("stats")?.contains("67108864"), "{said}");
+    Ok(())
+}
