@@ -16,6 +16,8 @@ pub enum Fault {
     CutAndIgnoreRange(usize),
     /// The same, and answers with another part than was asked for.
     CutAndShiftRange(usize),
+    /// The same, and answers so many requests for the rest with these lines.
+    CutAndRefuse(usize, String, usize),
     /// Sends nothing more after this many bytes of a blob, and keeps the connection; so often.
     StallAfter(usize, usize),
     /// Says that a blob is so many bytes longer than it is.
@@ -122,6 +124,9 @@ impl Way {
             Fault::Lines(lines) => {
                 return write!(client, "HTTP/1.1 {lines}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
             }
+            Fault::CutAndRefuse(_, lines, times) if has_range && before < *times => {
+                return write!(client, "HTTP/1.1 {lines}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+            }
             Fault::AskPassword if !head.to_ascii_lowercase().contains("\r\nauthorization:") => {
                 let lines = "401 U\r\nWWW-Authenticate: Basic realm=\"r\"";
                 return write!(client, "HTTP/1.1 {lines}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
@@ -149,6 +154,7 @@ impl Way {
         // Configurations come as blobs too, and are small.
         if is_blob && answer.len() - body > 1000 {
             match self.fault {
+                Fault::CutAndRefuse(count, ..) if !has_range => answer.truncate(body + count),
                 Fault::CutBodyAfter(count) => answer.truncate(body + count),
                 Fault::CutAndIgnoreRange(count) if !has_range => answer.truncate(body + count),
                 Fault::CutAndShiftRange(count) if !has_range => answer.truncate(body + count),

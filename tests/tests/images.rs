@@ -8,7 +8,7 @@ use coracle_tests::needs;
 use coracle_tests::proxy::{Fault, Proxy};
 use coracle_tests::upload::{Layer, Upload};
 use serde_json::json;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -198,6 +198,41 @@ fn a_token_server_s_challenge_is_answered() -> anyhow::Result<()> {
     board.coracle(&[&allowed[..], &["--docker-config", &config, "127.0.0.1:5000/app:1"]].concat())?;
     let (code, said) = board.refused(&[&allowed[..], &["127.0.0.1:5000/app:2"]].concat())?;
     ensure!(code == 5, "{code} {said}");
+    Ok(())
+}
+
+// B5
+#[test]
+fn a_token_that_dies_within_a_layer_is_renewed_once() -> anyhow::Result<()> {
+    needs!("docker-registry", "skopeo", "busybox", "ip", "openssl");
+    let mut board = Board::new()?;
+    let server = coracle_tests::token::Server::start(board.path(), "user", "secret")?;
+    board.start_registry(&server.registry_config())?;
+    image()?.write(&board.path().join("layout"))?;
+    skopeo(&board, &["--dest-creds=user:secret", "oci:layout", &format!("docker://{REGISTRY}/app:1")])?;
+    board.start_agent()?;
+    let challenge = "401 U\r\nWWW-Authenticate: Bearer realm=\"http://127.0.0.1:5050/token\",service=\"registry\",error=\"invalid_token\"";
+    for (port, times, expected) in [(5401, 1, 0), (5402, usize::MAX, 5)] {
+        let address = format!("127.0.0.1:{port}");
+        let proxy = Proxy::start(&address, REGISTRY, Fault::CutAndRefuse(10_000, challenge.to_owned(), times))?;
+        let file = board.path().join("docker.json");
+        std::fs::write(&file, json!({"auths": {&address: {"auth": base64(b"user:secret")}}}).to_string())?;
+        let (config, name) = (file.display().to_string(), format!("{address}/app:1"));
+        board.coracle(&["df", "--free"])?;
+        let output = board.output(&[
+            "pull", "--plain-http", &address, "--plain-http", "127.0.0.1:5050", "--docker-config", &config, &name,
+        ])?;
+        ensure!(output.status.code() == Some(expected), "{times}: {output:?}");
+        let heads = proxy.heads();
+        let tokens: BTreeSet<&str> = heads
+            .iter()
+            .flat_map(|head| head.lines())
+            .filter(|line| line.to_lowercase().starts_with("authorization:"))
+            .collect();
+        let ranges = heads.iter().filter(|head| head.to_lowercase().contains("\r\nrange: bytes=10000-")).count();
+        ensure!(tokens.len() >= 2 && ranges >= 2, "another token, and the same offset: {heads:?}");
+        ensure!(heads.len() < 40, "it ends soon: {} requests", heads.len());
+    }
     Ok(())
 }
 
