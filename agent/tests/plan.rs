@@ -271,6 +271,11 @@ fn of(wanted: Option<Wanted>) -> Target {
     Target { projects: wanted.map(|it| ("demo".to_owned(), it)).into_iter().collect(), ..Target::default() }
 }
 
+/// `PROPTEST_CASES` for a longer look.
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|it| it.parse().ok()).unwrap_or(400)
+}
+
 /// Something that happens to a container, in numbers.
 fn strike(world: &mut World, number: usize, what: u8) {
     let now = world.now;
@@ -300,16 +305,20 @@ fn strike(world: &mut World, number: usize, what: u8) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases()) })]
 
     #[test]
     fn doing_the_plan_reaches_the_target_and_loses_no_volume(
         first in wanted_project(),
-        rounds in 0..12_usize,
+        rounds in 0..40_usize,
         strikes in proptest::collection::vec((0..5_usize, 0..8_u8), 0..4),
         second in wanted_project(),
+        other in any::<bool>(),
+        luck in any::<u64>(),
     ) {
+        let second = if other { second } else { first.clone() };
         let mut world = World::new();
+        world.luck = luck;
         let mut target = of(first);
         for _ in 0..rounds {
             let plan = world.plan(&target);

@@ -272,10 +272,11 @@ impl<'a> Networks<'a> {
             self.live.get(*bridge).is_none_or(|wanted| moves || wanted.definition != live.definition)
         });
         gone.map(|(bridge, live)| {
-            let attached =
-                self.current.containers.iter().filter(|(_, it)| {
-                    it.identity.project == live.project && it.addresses.contains_key(&live.name)
-                });
+            // One that moves takes everything along, also who shares a network namespace and has no address of its own.
+            let moves = self.moving.contains_key(bridge);
+            let attached = self.current.containers.iter().filter(|(_, it)| {
+                it.identity.project == live.project && (moves || it.addresses.contains_key(&live.name))
+            });
             let action = Action::RemoveNetwork {
                 bridge: bridge.clone(),
                 project: live.project.clone(),

@@ -20,6 +20,8 @@ pub(super) struct Planner<'a> {
     pub networks: Networks<'a>,
     /// Services that a stop is planned for, so that a step that needs them knows.
     replaced: BTreeSet<(String, String)>,
+    /// Services that have ended and get other addresses, and so another network namespace.
+    moved: BTreeSet<(String, String)>,
 }
 
 /// What became of a service earlier in the same plan.
@@ -39,6 +41,7 @@ impl<'a> Planner<'a> {
             kept: BTreeSet::new(),
             networks: Networks::new(current, target),
             replaced: BTreeSet::new(),
+            moved: BTreeSet::new(),
         }
     }
 
@@ -106,9 +109,23 @@ impl<'a> Planner<'a> {
             .collect();
         let published = self.networks.published(wanted, &addresses);
         let rules = self.rules(name, &networks, &published);
+        for (service, it) in &planned {
+            let elsewhere = |it: &&Container| !it.is_running() && it.addresses != addresses[service];
+            if it.existing.filter(elsewhere).is_some_and(|it| !it.addresses.is_empty()) {
+                self.moved.insert((name.to_owned(), (*service).to_owned()));
+            }
+        }
         for &service in &order {
             if let Some(it) = planned.get(service) {
-                self.bring_up(name, wanted, service, it, addresses[service].clone(), rules.clone());
+                let mut waits = rules.clone();
+                if self.moved.contains(&(name.to_owned(), service.to_owned())) {
+                    let sharers = planned.iter().filter(|(sharer, it)| {
+                        let is_running = it.existing.is_some_and(Container::is_running);
+                        is_running && owner(wanted, sharer).is_some_and(|owner| owner == service)
+                    });
+                    waits.extend(sharers.map(|(_, it)| after_stop(&it.resolved.id)));
+                }
+                self.bring_up(name, wanted, service, it, addresses[service].clone(), waits);
             }
         }
     }
@@ -254,6 +271,9 @@ impl<'a> Planner<'a> {
                 State::Running { .. } if self.must_follow(project, service) => {
                     return stop(self, "a service that it must be restarted with is replaced");
                 }
+                State::Running { .. } if self.owner_moved(project, wanted, name) => {
+                    return stop(self, "the service whose network it shares gets another address");
+                }
                 State::Running { .. } => return,
                 State::Created => ("it does not run", false),
                 State::Ended { .. } if container.round < round => ("a restart was asked for", false),
@@ -278,6 +298,22 @@ impl<'a> Planner<'a> {
         }
         waits.extend(self.networks.waits(project, &service.network));
         waits.extend(self.dependencies(project, wanted, service));
+        if self.owner_moved(project, wanted, name) {
+            let owner = owner(wanted, name).unwrap_or_default();
+            let stuck = self.of_service(project, owner).any(|(_, it)| match it.state {
+                State::Ended { code, ordered: false, .. } => {
+                    let restart = wanted.project.services[owner].restart;
+                    it.round >= wanted.round(owner).restart
+                        && restart::judge(restart, code, it.restarts) == Verdict::Stay
+                }
+                _ => false,
+            });
+            let missing = match stuck {
+                true => "has ended, and its network is another one now: restart it",
+                false => "gets another address",
+            };
+            waits.push(Wait::Dependency { service: owner.to_owned(), missing: missing.to_owned(), stuck });
+        }
         let action = Action::Start {
             container: id,
             project: project.to_owned(),
@@ -301,6 +337,10 @@ impl<'a> Planner<'a> {
         service.depends_on.iter().any(|(name, dependency)| {
             dependency.restart && self.replaced.contains(&(project.to_owned(), name.clone()))
         })
+    }
+
+    fn owner_moved(&self, project: &str, wanted: &Wanted, service: &str) -> bool {
+        owner(wanted, service).is_some_and(|owner| self.moved.contains(&(project.to_owned(), owner.to_owned())))
     }
 
     fn stop(&mut self, project: &str, id: &str, why: &str, after: Vec<Wait>) {
@@ -328,6 +368,7 @@ impl<'a> Planner<'a> {
             && wanted.is_some_and(|wanted| {
                 wanted.wants_running(&identity.service)
                     && container.round >= wanted.round(&identity.service).restart
+                    && !self.must_follow(&identity.project, &wanted.project.services[&identity.service])
             })
     }
 
@@ -405,12 +446,12 @@ impl<'a> Planner<'a> {
         let service = &wanted.project.services[name];
         let not_wanted = !wanted.wants_running(name);
         let right = self.of_service(project, name).find(|(id, _)| self.kept.contains(*id));
-        let Some((_, container)) = right else {
+        let Some((id, container)) = right else {
             let stuck = not_wanted || self.problems.iter().any(|it| it.project == project && it.service == name);
             return Some((if not_wanted { "stopped by hand" } else { "not started" }.to_owned(), stuck));
         };
-        if matches!(container.state, State::Running { .. }) && container.round < wanted.round(name).restart {
-            return Some(("being restarted".to_owned(), false));
+        if container.is_running() && !self.stays(id, container) {
+            return Some((if not_wanted { "stopped by hand" } else { "being restarted" }.to_owned(), not_wanted));
         }
         match (&container.state, condition) {
             (State::Created, _) => Some(("not started".to_owned(), not_wanted)),
@@ -514,6 +555,18 @@ impl<'a> Planner<'a> {
         let wake = pauses.filter(|until| *until > self.now).min();
         Plan { steps: self.steps, problems: self.problems, notices: self.networks.notices, wake }
     }
+}
+
+/// The service whose network namespace `service` is in, when that is another's.
+fn owner<'a>(wanted: &'a Wanted, service: &str) -> Option<&'a str> {
+    let mut owner = None;
+    let mut next = service;
+    // The parser refuses cycles; more turns than services would be one.
+    for _ in 0..wanted.project.services.len() {
+        let NetworkMode::Service(name) = &wanted.project.services.get(next)?.network else { break };
+        (owner, next) = (Some(name.as_str()), name);
+    }
+    owner
 }
 
 /// After a container has ended by a step of this plan.

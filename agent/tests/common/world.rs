@@ -1,11 +1,13 @@
 //! A world that the planner's steps are done in: no kernel, no clock, only data.
 
 use coracle::current::{Container, Current, Health, KnownImage, Moment, State};
-use coracle::plan::{Action, Plan, plan, stuck};
+use coracle::plan::{Action, Plan, Wait, plan, stuck};
 use coracle::target::{Target, Wanted};
 use coracle::wanted;
 use coracle_compose::{Condition, NetworkMode, Restart};
 use coracle_runtime::image::{ImageConfig, digest_of};
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 /// Rounds after which a plan that does not become empty never will.
@@ -15,11 +17,15 @@ const ROUNDS: usize = 200;
 pub struct World {
     pub current: Current,
     pub now: Moment,
+    /// Decides which of the steps that are ready are slow. Zero: none is.
+    pub luck: u64,
+    /// Network namespaces that containers have or joined, by container: the addresses in it, and its number.
+    namespaces: BTreeMap<String, (BTreeMap<String, Ipv4Addr>, u64)>,
 }
 
 impl World {
     pub fn new() -> Self {
-        Self { current: Current::default(), now: Duration::from_secs(1000) }
+        Self { current: Current::default(), now: Duration::from_secs(1000), luck: 0, namespaces: BTreeMap::new() }
     }
 
     pub fn plan(&self, target: &Target) -> Plan {
@@ -39,15 +45,33 @@ impl World {
         Err(format!("no end: {:#?}", self.plan(target)))
     }
 
-    /// One round: every ready step is done, then the containers go on.
+    /// One round: steps that are ready are done, unless they are slow, then the containers go on.
     pub fn turn(&mut self, target: &mut Target, plan: &Plan) {
-        let ready: Vec<Action> =
-            plan.steps.iter().filter(|step| step.is_ready()).map(|step| step.action.clone()).collect();
-        for action in ready {
-            self.apply(target, &action);
+        let mut done: Vec<String> = Vec::new();
+        let mut first = None;
+        for step in plan.steps.iter().filter(|step| step.is_ready()) {
+            let is_held =
+                step.waits.iter().any(|wait| matches!(wait, Wait::RunsAfter(key) if !done.contains(key)));
+            if is_held || self.is_slow() {
+                first = first.or((!is_held).then_some(&step.action));
+                continue;
+            }
+            self.apply(target, &step.action);
+            done.push(step.action.key());
+        }
+        if let Some(action) = first.filter(|_| done.is_empty()) {
+            self.apply(target, action);
         }
         self.live(target);
         self.now = plan.wake.unwrap_or(self.now).max(self.now + Duration::from_millis(10));
+    }
+
+    /// Xorshift (Marsaglia 2003).
+    fn is_slow(&mut self) -> bool {
+        self.luck ^= self.luck << 13;
+        self.luck ^= self.luck >> 7;
+        self.luck ^= self.luck << 17;
+        self.luck & 1 == 1
     }
 
     /// Checks succeed, and jobs that somebody waits for end well.
@@ -115,6 +139,7 @@ impl World {
             Action::Remove { container, .. } => {
                 let it = current.containers.remove(container).expect("only what is there is removed");
                 assert!(!it.is_running(), "removed while it runs");
+                self.namespaces.remove(container);
             }
             Action::Start { container, project, service, addresses, round, again } => {
                 self.start(target, container, (project, service), addresses.clone(), (*round, *again));
@@ -132,7 +157,7 @@ impl World {
         target: &Target,
         id: &str,
         (project, name): (&str, &str),
-        addresses: std::collections::BTreeMap<String, std::net::Ipv4Addr>,
+        addresses: BTreeMap<String, Ipv4Addr>,
         (round, again): (u64, bool),
     ) {
         let wanted = &target.projects[project];
@@ -163,6 +188,15 @@ impl World {
             assert!(attached.keys().all(|network| addresses.contains_key(network)), "an address for each network");
             assert!(self.current.rules.contains_key(project), "rules come before containers");
         }
+        let namespace = match &owner {
+            Some(owner) => self.namespaces[owner].clone(),
+            // The one that it had, unless it has other addresses.
+            None => match self.namespaces.get(id) {
+                Some(old) if old.0 == addresses => old.clone(),
+                _ => (addresses.clone(), self.namespaces.values().map(|it| it.1).max().unwrap_or(0) + 1),
+            },
+        };
+        self.namespaces.insert(id.to_owned(), namespace);
         let health = if resolved.check.is_some() { Health::Starting } else { Health::None };
         let restarts = self.current.containers.get(id).map_or(0, |it| it.restarts);
         let container = Container {
@@ -221,6 +255,16 @@ impl World {
             return;
         }
         let service = &wanted.project.services[name];
+        let id_of = |service: &str| {
+            let mut containers = self.current.containers.iter();
+            containers.find(|(_, it)| it.identity.service == service).map(|(id, _)| id.clone()).unwrap_or_default()
+        };
+        if let NetworkMode::Service(owner) = &service.network
+            && container.is_running()
+        {
+            let (own, of_owner) = (self.namespaces.get(&id_of(name)), self.namespaces.get(&id_of(owner)));
+            assert_eq!(own, of_owner, "{name} is in the network namespace that {owner} had");
+        }
         let ended = matches!(container.state, State::Ended { ordered: false, .. });
         let may_have_ended = !matches!(service.restart, Restart::Always | Restart::UnlessStopped);
         let another_try = ended && !may_have_ended;
