@@ -8,9 +8,7 @@ use anyhow::{Context, ensure};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-
-/// Longest life in seconds: every instruction is translated, because not every machine lends its own virtualisation.
-const LONGEST: &str = "300";
+use std::time::Duration;
 
 /// Memory in MiB: the root, the image and what the services use.
 const MEMORY: &str = "512";
@@ -18,40 +16,137 @@ const MEMORY: &str = "512";
 /// Where the kernel is kept for the next time.
 const KERNEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/guest");
 
-/// What the kernel does not have built in and containers need.
-const MODULES: &[&str] = &["fs/overlayfs/overlay.ko"];
+/// What the kernel does not have built in, in an order in which each comes after those it needs: for containers, for
+/// disks and for the network.
+const MODULES: &[&str] = &[
+    "fs/overlayfs/overlay.ko",
+    "drivers/virtio/virtio_ring.ko",
+    "drivers/virtio/virtio.ko",
+    "drivers/virtio/virtio_pci_legacy_dev.ko",
+    "drivers/virtio/virtio_pci_modern_dev.ko",
+    "drivers/virtio/virtio_pci.ko",
+    "drivers/block/virtio_blk.ko",
+    "drivers/block/loop.ko",
+    "net/core/failover.ko",
+    "drivers/net/net_failover.ko",
+    "drivers/net/virtio_net.ko",
+];
 
-/// Files that a test gives: where from, and where to.
-pub type Files<'a> = &'a [(PathBuf, &'a str)];
-
-/// Runs a script in a new machine; what it wrote.
-///
-/// # Errors
-/// When the machine cannot be made, or does not reach the script's end.
-pub fn run_in_guest(script: &str, files: Files<'_>) -> anyhow::Result<String> {
-    let kernel = kernel()?;
-    let folder = tempfile::tempdir()?;
-    let root = folder.path().join("root");
-    fill(&root, &kernel.modules, script, files)?;
-    let initrd = folder.path().join("initrd");
-    let pack = "find . | busybox cpio -o -H newc > ../initrd";
-    run(Command::new("sh").args(["-c", pack]).current_dir(&root))?;
-    let output = Command::new("timeout")
-        .args(["--kill-after=5", LONGEST, "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max"])
-        .args(["-m", MEMORY, "-smp", "2", "-nographic", "-no-reboot", "-nic", "none", "-kernel"])
-        .arg(&kernel.image)
-        .arg("-initrd")
-        .arg(&initrd)
-        .args(["-append", "console=ttyS0 loglevel=1 panic=-1 cgroup_no_v1=all"])
-        .stdin(Stdio::null())
-        .output()
-        .context("starting qemu-system-x86_64")?;
-    let text = String::from_utf8_lossy(&output.stdout).replace('\r', "");
-    let said = text.split_once("SCRIPT BEGINS\n").and_then(|(_, rest)| rest.split_once("SCRIPT ENDS\n"));
-    let errors = String::from_utf8_lossy(&output.stderr);
-    said.map(|(said, _)| said.to_owned()).with_context(|| format!("{}: {text}\n{errors}", output.status))
+/// A virtual machine that is to be started.
+#[derive(Debug, Clone)]
+pub struct Guest {
+    kernel: Kernel,
+    files: Vec<(PathBuf, String)>,
+    programs: Vec<PathBuf>,
+    arguments: Vec<String>,
+    longest: Duration,
 }
 
+impl Guest {
+    /// One with nothing but the program. It may have to fetch a kernel, so it comes before a namespace of the test's own.
+    ///
+    /// # Errors
+    /// When there is no kernel.
+    pub fn new() -> anyhow::Result<Self> {
+        Ok(Self {
+            kernel: kernel()?,
+            files: Vec::new(),
+            programs: Vec::new(),
+            arguments: vec!["-nic".into(), "none".into()],
+            // Every instruction is translated, because not every machine lends its own virtualisation.
+            longest: Duration::from_secs(300),
+        })
+    }
+
+    /// Gives it a file or folder, as `/given/NAME`.
+    #[must_use]
+    pub fn give(mut self, from: &Path, name: &str) -> Self {
+        self.files.push((from.to_owned(), name.to_owned()));
+        self
+    }
+
+    /// Gives it a program of this machine with its libraries, in `/bin`.
+    #[must_use]
+    pub fn program(mut self, path: &Path) -> Self {
+        self.programs.push(path.to_owned());
+        self
+    }
+
+    /// A network on which this machine's loopback is 10.0.2.2 (QEMU's user network).
+    #[must_use]
+    pub fn network(mut self) -> Self {
+        self.arguments = vec!["-nic".into(), "user,model=virtio-net-pci".into()];
+        self
+    }
+
+    /// More of QEMU's own words, such as disks.
+    #[must_use]
+    pub fn arguments(mut self, words: &[&str]) -> Self {
+        self.arguments.extend(words.iter().map(|word| (*word).to_owned()));
+        self
+    }
+
+    /// Longest life.
+    #[must_use]
+    pub fn longest(mut self, longest: Duration) -> Self {
+        self.longest = longest;
+        self
+    }
+
+    /// Runs a script in it; what it wrote.
+    ///
+    /// # Errors
+    /// When the machine cannot be made, or does not reach the script's end.
+    pub fn run(&self, script: &str) -> anyhow::Result<String> {
+        let folder = tempfile::tempdir()?;
+        let root = folder.path().join("root");
+        self.fill(&root, &self.kernel.modules, script)?;
+        let initrd = folder.path().join("initrd");
+        let pack = "find . | busybox cpio -o -H newc > ../initrd";
+        run(Command::new("sh").args(["-c", pack]).current_dir(&root))?;
+        let output = Command::new("timeout")
+            .args(["--kill-after=5", &self.longest.as_secs().to_string()])
+            .args(["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max"])
+            .args(["-m", MEMORY, "-smp", "2", "-nographic", "-no-reboot", "-kernel"])
+            .arg(&self.kernel.image)
+            .arg("-initrd")
+            .arg(&initrd)
+            .args(["-append", "console=ttyS0 loglevel=1 panic=-1 cgroup_no_v1=all"])
+            .args(&self.arguments)
+            .stdin(Stdio::null())
+            .output()
+            .context("starting qemu-system-x86_64")?;
+        let text = String::from_utf8_lossy(&output.stdout).replace('\r', "");
+        let said = text.split_once("SCRIPT BEGINS\n").and_then(|(_, rest)| rest.split_once("SCRIPT ENDS\n"));
+        let errors = String::from_utf8_lossy(&output.stderr);
+        said.map(|(said, _)| said.to_owned()).with_context(|| format!("{}: {text}\n{errors}", output.status))
+    }
+
+    fn fill(&self, root: &Path, modules: &Path, script: &str) -> anyhow::Result<()> {
+        for folder in ["bin", "lib", "lib64", "proc", "modules", "newroot", "given"] {
+            std::fs::create_dir_all(root.join(folder))?;
+        }
+        copy(Path::new("/bin/busybox"), &root.join("bin/busybox"))?;
+        for program in [coracle()].iter().chain(&self.programs) {
+            copy(program, &root.join("bin").join(program.file_name().context("a name")?))?;
+            for library in libraries(program)? {
+                let target = root.join(library.strip_prefix("/").unwrap_or(&library));
+                std::fs::create_dir_all(target.parent().context("a folder")?)?;
+                copy(&library, &target)?;
+            }
+        }
+        for (number, module) in MODULES.iter().enumerate() {
+            copy(&modules.join(module), &root.join(format!("modules/{number:02}.ko")))?;
+        }
+        for (from, to) in &self.files {
+            run(Command::new("cp").arg("-a").arg(from).arg(root.join("given").join(to)))?;
+        }
+        write_script(&root.join("init"), INIT)?;
+        write_script(&root.join("script"), &format!("{PREPARE}{script}{FINISH}"))
+    }
+}
+
+#[derive(Debug, Clone)]
 struct Kernel {
     image: PathBuf,
     modules: PathBuf,
@@ -110,6 +205,8 @@ mount -t devtmpfs dev /dev
 mkdir -p /dev/pts && mount -t devpts devpts /dev/pts
 mount -t tmpfs tmpfs /run
 mount -t cgroup2 cgroup /sys/fs/cgroup
+ip link set lo up
+if ip link set eth0 up 2> /dev/null; then ip addr add 10.0.2.15/24 dev eth0; fi
 echo 'root:x:0:0::/:/bin/sh' > /etc/passwd
 echo 'SCRIPT BEGINS'
 ";
@@ -118,29 +215,6 @@ const FINISH: &str = "
 echo 'SCRIPT ENDS'
 poweroff -f
 ";
-
-fn fill(root: &Path, modules: &Path, script: &str, files: Files<'_>) -> anyhow::Result<()> {
-    for folder in ["bin", "lib", "lib64", "proc", "modules", "newroot", "given"] {
-        std::fs::create_dir_all(root.join(folder))?;
-    }
-    copy(Path::new("/bin/busybox"), &root.join("bin/busybox"))?;
-    let program = coracle();
-    copy(&program, &root.join("bin/coracle"))?;
-    for library in libraries(&program)? {
-        let target = root.join(library.strip_prefix("/").unwrap_or(&library));
-        std::fs::create_dir_all(target.parent().context("a folder")?)?;
-        copy(&library, &target)?;
-    }
-    for module in MODULES {
-        let path = modules.join(module);
-        copy(&path, &root.join("modules").join(path.file_name().context("a name")?))?;
-    }
-    for (from, to) in files {
-        run(Command::new("cp").arg("-a").arg(from).arg(root.join("given").join(to)))?;
-    }
-    write_script(&root.join("init"), INIT)?;
-    write_script(&root.join("script"), &format!("{PREPARE}{script}{FINISH}"))
-}
 
 fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
     std::fs::copy(from, to).map(drop).with_context(|| format!("copying {}", from.display()))

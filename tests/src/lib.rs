@@ -9,9 +9,11 @@ pub mod board;
 pub mod debian;
 pub mod guest;
 pub mod image;
+pub mod powercut;
 pub mod proxy;
 pub mod soak;
 pub mod token;
+pub mod tree;
 pub mod upload;
 
 /// Ends the test as skipped, with the reason, unless this machine can run it.

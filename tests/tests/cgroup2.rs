@@ -1,7 +1,7 @@
 //! The kernel's second cgroup hierarchy, alone, in a virtual machine: limits, kills, and what is left.
 
 use anyhow::{Context, ensure};
-use coracle_tests::guest::run_in_guest;
+use coracle_tests::guest::Guest;
 use coracle_tests::image::Image;
 use coracle_tests::needs;
 use serde_json::Value;
@@ -65,8 +65,8 @@ fn limits_hold_and_kills_are_told_on_cgroup_v2() -> anyhow::Result<()> {
     Image::busybox()?.write(&folder.path().join("layout"))?;
     std::fs::create_dir(folder.path().join("demo"))?;
     std::fs::write(folder.path().join("demo/compose.yaml"), PROJECT)?;
-    let given = [(folder.path().join("layout"), "layout"), (folder.path().join("demo"), "demo")];
-    let said = run_in_guest(SCRIPT, &given)?;
+    let given = |name: &str| folder.path().join(name);
+    let said = Guest::new()?.give(&given("layout"), "layout").give(&given("demo"), "demo").run(SCRIPT)?;
     println!("{said}");
     let lines: BTreeMap<&str, &str> = said.lines().filter_map(|line| line.split_once(": ")).collect();
     let is = |name: &str| lines.get(name).copied().with_context(|| format!("no {name}: {said}"));

@@ -17,7 +17,7 @@ const USAGE: &str = "usage: cargo xtask test | demo [--once] | bench NAME [--jso
 
 /// Debian packages that the end-to-end tests use.
 const TEST_PACKAGES: &[&str] =
-    &["docker-registry", "skopeo", "nftables", "busybox-static", "iproute2", "qemu-system-x86"];
+    &["docker-registry", "skopeo", "nftables", "busybox-static", "iproute2", "qemu-system-x86", "e2fsprogs"];
 
 fn main() -> anyhow::Result<()> {
     match std::env::args().nth(1).as_deref() {

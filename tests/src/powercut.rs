@@ -1,0 +1,118 @@
+//! What a disk holds when the power goes: from a record of every write, as QEMU's `blklogwrites` keeps it.
+//!
+//! A disk with a write cache promises one thing: what was written before a flush is there after it. Of what came later
+//! each sector may be there or not. So a cut is a flush, everything before it, and some of what follows up to the next.
+//!
+//! The record is in the format of the kernel's `dm-log-writes` (Documentation/admin-guide/device-mapper/log-writes.rst,
+//! drivers/md/dm-log-writes.c): little endian, a super block in the first sector, then for each request a sector that
+//! describes it and its data.
+
+use anyhow::{Context, ensure};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+/// First eight bytes of a record.
+const MAGIC: u64 = 0x006a_7366_7773_6872;
+
+/// Bytes that sectors are counted in.
+const SECTOR: u64 = 512;
+
+const FLUSH: u64 = 1;
+const DISCARD: u64 = 4;
+
+/// A record of writes.
+pub struct Record {
+    file: File,
+    requests: Vec<Request>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Request {
+    /// Place on the disk in bytes.
+    at: u64,
+    /// Bytes.
+    length: u64,
+    /// Place of the data in the record.
+    data: u64,
+    flags: u64,
+}
+
+/// Of the writes that no flush made safe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It is there.
+    Written,
+    /// It is not.
+    Lost,
+    /// Its first sectors are there.
+    Torn,
+}
+
+impl Record {
+    /// Reads a record.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn open(path: &Path) -> anyhow::Result<Self> {
+        let file = File::open(path)?;
+        let number = |at: u64| -> anyhow::Result<u64> {
+            let mut bytes = [0; 8];
+            file.read_exact_at(&mut bytes, at)?;
+            Ok(u64::from_le_bytes(bytes))
+        };
+        ensure!(number(0)? == MAGIC, "{}: no record of writes", path.display());
+        let (count, sector) = (number(16)?, number(24)? & 0xffff_ffff);
+        ensure!(sector >= SECTOR, "sectors of {sector} bytes");
+        let (mut requests, mut at) = (Vec::new(), sector);
+        for _ in 0..count {
+            let flags = number(at + 16)?;
+            let length = number(at + 8)? * sector;
+            requests.push(Request { at: number(at)? * sector, length, data: at + sector, flags });
+            at += sector + if flags & DISCARD == 0 { length } else { 0 };
+        }
+        Ok(Self { file, requests })
+    }
+
+    /// How many flushes it has; cuts are counted from 0, the moment before anything was written.
+    pub fn flushes(&self) -> usize {
+        self.requests.iter().filter(|request| request.flags & FLUSH != 0).count()
+    }
+
+    /// Brings `disk` to the moment of a flush, and some of what came after.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn replay(
+        &self,
+        disk: &File,
+        offset: u64,
+        flush: usize,
+        mut fate: impl FnMut() -> Fate,
+    ) -> anyhow::Result<()> {
+        let mut seen = 0;
+        for request in &self.requests {
+            if request.flags & FLUSH != 0 {
+                seen += 1;
+            }
+            if seen > flush {
+                break;
+            }
+            let kept = match if seen < flush { Fate::Written } else { fate() } {
+                Fate::Written => request.length,
+                Fate::Torn => request.length / SECTOR / 2 * SECTOR,
+                Fate::Lost => continue,
+            };
+            self.copy(disk, offset, Request { length: kept, ..*request })?;
+        }
+        Ok(())
+    }
+
+    fn copy(&self, disk: &File, offset: u64, request: Request) -> anyhow::Result<()> {
+        let mut bytes = vec![0; usize::try_from(request.length)?];
+        if request.flags & DISCARD == 0 {
+            self.file.read_exact_at(&mut bytes, request.data)?;
+        }
+        disk.write_all_at(&bytes, offset + request.at).context("writing a disk")
+    }
+}
