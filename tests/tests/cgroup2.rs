@@ -22,6 +22,7 @@ services:
     pids_limit: 33
   eater: {<<: *all, mem_limit: 16m, command: tail /dev/zero}
   parent: {<<: *all, mem_limit: 16m, command: sh -c 'tail /dev/zero; sleep 1000'}
+  checked: {<<: *all, mem_limit: 16m, command: sleep 1000, healthcheck: {test: tail /dev/zero, interval: 1s, retries: 1}}
   forks: {<<: *all, pids_limit: 5, command: "sh -c 'for n in 1 2 3 4 5 6 7 8; do sleep 1000 & done; sleep 1000'"}
 "#;
 
@@ -48,6 +49,12 @@ coracle agent >> /tmp/agent.log 2>&1 &
 until coracle status > /dev/null 2>&1; do sleep 0.1; done
 after=$(coracle ps --json | grep -o '"pid":[0-9]*' | tr '\n' ' ')
 echo "pids: $before= $after"
+killed=$(coracle exec -T limited tail /dev/zero 2>&1); echo "exec killed: $? $killed"
+echo 48M > /sys/fs/cgroup/coracle/memory.max
+coracle up -d -f more.yaml > /dev/null 2>&1
+for n in 1 2 3 4 5 6 7 8 9 10; do coracle ps -f more.yaml | grep -q 'free .*exited' && break; sleep 0.5; done
+echo "more: $(coracle ps -f more.yaml | grep free)"
+coracle down -f more.yaml > /dev/null 2>&1
 coracle down > /dev/null 2>&1; echo "down: $?"
 echo "left: $(ls -d /sys/fs/cgroup/coracle/*/ 2>/dev/null)"
 echo "log: $(grep -c ERROR /tmp/agent.log)"
@@ -65,6 +72,8 @@ fn limits_hold_and_kills_are_told_on_cgroup_v2() -> anyhow::Result<()> {
     Image::busybox()?.write(&folder.path().join("layout"))?;
     std::fs::create_dir(folder.path().join("demo"))?;
     std::fs::write(folder.path().join("demo/compose.yaml"), PROJECT)?;
+    let more = "name: more\nservices: {free: {image: \"app:1\", network_mode: none, command: tail /dev/zero}}\n";
+    std::fs::write(folder.path().join("demo/more.yaml"), more)?;
     let given = |name: &str| folder.path().join(name);
     let said = Guest::new()?.give(&given("layout"), "layout").give(&given("demo"), "demo").run(SCRIPT)?;
     println!("{said}");
@@ -92,6 +101,13 @@ fn limits_hold_and_kills_are_told_on_cgroup_v2() -> anyhow::Result<()> {
     ensure!(services["eater"]["exits"][0]["reason"] == "oom", "{services}");
     ensure!(services["parent"]["state"] == "running" && services["parent"]["oom_kills"] == 1, "{services}");
     ensure!(services["parent"]["last_oom_kill"].is_u64(), "the kernel tells at once: {services}");
+    let check = services["checked"]["health_output"].as_str().unwrap_or_default();
+    ensure!(check.starts_with("out of memory, limit 16.0 MiB, peak 16.0 MiB"), "{services}");
+    let eater = services["eater"]["exits"][0]["detail"].as_str();
+    assert_eq!(eater, Some("limit 16.0 MiB, peak 16.0 MiB"));
+    let killed = is("exec killed")?;
+    ensure!(killed.starts_with("137 ") && killed.contains("out of memory: limit 64.0 MiB"), "{killed}");
+    ensure!(is("more")?.contains("out of memory: limit 48.0 MiB of /coracle, peak "), "{said}");
     let (before, after) = is("pids")?.split_once("= ").context("pids")?;
     ensure!(before.trim() == after.trim() && before.contains("\"pid\":"), "{before} and {after}");
     ensure!(lines.get("left").is_none_or(|left| left.is_empty()), "{said}");

@@ -323,6 +323,7 @@ fn memory_that_ran_out_is_told_from_an_exit() -> anyhow::Result<()> {
   failed: {APP, command: sh -c 'exit 137'}
   parent: {APP, mem_limit: 16m, command: sh -c 'tail /dev/zero; sleep 1000'}
   orphan: {APP, mem_limit: 16m, command: sh -c 'tail /dev/zero; exit 1'}
+  checked: {APP, mem_limit: 16m, command: sleep 1000, healthcheck: {test: tail /dev/zero, interval: 1s}}
 "#,
     )?;
     // Nobody asks, and nothing else happens: the kernel tells.
@@ -347,8 +348,18 @@ fn memory_that_ran_out_is_told_from_an_exit() -> anyhow::Result<()> {
     assert_eq!(board.service("eater")?["exits"][0]["reason"], "oom");
     assert_eq!(board.service("eater")?["exits"][0]["code"], 137);
     assert_eq!(board.service("failed")?["exits"][0]["reason"], "exited");
+    board.wait_for_service("checked", "health", json!("unhealthy"))?;
+    let said = board.service("checked")?["health_output"].clone();
+    ensure!(said.as_str().is_some_and(|it| it.starts_with("out of memory, limit 16.0 MiB, peak 1")), "{said}");
+    let command = board.output(&["exec", "-T", "parent", "tail", "/dev/zero"])?;
+    let said = String::from_utf8_lossy(&command.stderr);
+    ensure!(command.status.code() == Some(137) && said.contains("out of memory: limit 16.0 MiB"), "{command:?}");
     let shown = board.coracle(&["ps"])?;
-    for words in ["exited 137, out of memory", ", 1 killed for want of memory, last ", "exited 1, 1 killed"] {
+    for words in [
+        "exited 137, out of memory: limit 16.0 MiB, peak 1",
+        " killed for want of memory, last ",
+        "exited 1, 1 killed",
+    ] {
         ensure!(shown.contains(words), "{words}: {shown}");
     }
     Ok(())

@@ -6,6 +6,7 @@ use super::{Done, Failed};
 use crate::control::Agent;
 use crate::exit::Code;
 use coracle_runtime::container::ExecSpec;
+use coracle_runtime::container::cgroup::Kills;
 use coracle_runtime::shim::{Client, Event, Reply, Request};
 use std::io::IsTerminal;
 use std::os::fd::AsFd;
@@ -48,7 +49,11 @@ pub fn exec(options: &Options) -> Done {
     };
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(anyhow::Error::from)?;
+    let kills = Kills::of(&options.paths.cgroup_of(&container.container));
     let code = runtime.block_on(run(options, request, tty))?;
+    if let Some(shortage) = kills.killed(code) {
+        eprintln!("coracle: the command was killed, out of memory: {shortage}");
+    }
     std::process::exit(code);
 }
 

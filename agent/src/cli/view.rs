@@ -102,7 +102,7 @@ fn state(service: &ServiceStatus) -> String {
                     format!("exited {}, {} killed for want of memory", exit.code, exit.oom_kills)
                 }
                 Reason::Exited => format!("exited {}", exit.code),
-                Reason::Oom => format!("exited {}, out of memory", exit.code),
+                Reason::Oom => format!("exited {}, out of memory: {}", exit.code, exit.detail),
                 Reason::Killed => format!("exited {}, killed", exit.code),
                 Reason::Stopped => format!("stopped ({})", exit.code),
                 Reason::NotRunnable => format!("cannot be run ({}): {}", exit.code, exit.detail),

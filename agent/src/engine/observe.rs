@@ -150,8 +150,9 @@ impl Engine {
             return;
         }
         // Read now: the cgroup goes with the next start.
-        let oom_kills = cgroup::oom_kills(&self.context.paths.cgroup_of(id));
-        known.record.note_end(status, oom_kills);
+        let path = self.context.paths.cgroup_of(id);
+        let oom_kills = cgroup::oom_kills(&path);
+        known.record.note_end(status, oom_kills, || cgroup::shortage(&path).to_string());
         let last = known.record.last().cloned();
         tracing::info!(container = %id, code = exit.code, reason = ?last.map(|it| it.reason), oom_kills, "ended");
         let ordered = known.record.stop_ordered;

@@ -5,6 +5,7 @@ use crate::clock::boot_now;
 use crate::current::Health;
 use crate::health::{Check, Verdict};
 use coracle_runtime::container::ExecSpec;
+use coracle_runtime::container::cgroup::Kills;
 use coracle_runtime::shim::{Client, Reply, Request};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
@@ -91,6 +92,7 @@ struct Prober {
     execs: Rc<RefCell<Execs>>,
     sender: mpsc::Sender<Message>,
     id: String,
+    cgroup: String,
     run: u64,
     check: Check,
     verdict: Verdict,
@@ -125,6 +127,7 @@ impl Engine {
                 execs: Rc::clone(&self.ears.execs),
                 sender: self.ears.sender.clone(),
                 id: id.clone(),
+                cgroup: self.context.paths.cgroup_of(&id),
                 run,
                 check: check.clone(),
                 verdict,
@@ -208,19 +211,21 @@ impl Prober {
             timeout: BEGIN_TIMEOUT,
             limit: Some(self.check.timeout),
         };
+        let watch = Kills::of(&self.cgroup);
         let exec = match self.client.ask(request, &[]).await {
             Ok((Reply::ExecStarted { exec, .. }, _)) => exec,
             Ok(_) => return (false, "the shim gave an answer of another kind".to_owned()),
             Err(error) => return (false, error.to_string()),
         };
         let end = self.execs.borrow_mut().wait(exec);
-        match end.await {
-            Ok(end) if end.timed_out => (
-                false,
-                format!("no end within {:?}: {}", self.check.timeout, String::from_utf8_lossy(&end.output)),
-            ),
-            Ok(end) => (end.code == 0, String::from_utf8_lossy(&end.output).into_owned()),
-            Err(_) => (false, "the shim is gone".to_owned()),
+        let Ok(end) = end.await else {
+            return (false, "the shim is gone".to_owned());
+        };
+        let said = String::from_utf8_lossy(&end.output).into_owned();
+        match watch.killed(end.code) {
+            _ if end.timed_out => (false, format!("no end within {:?}: {said}", self.check.timeout)),
+            Some(shortage) => (false, format!("out of memory, {shortage}: {said}")),
+            None => (end.code == 0, said),
         }
     }
 }

@@ -14,6 +14,10 @@ pub const MAX_EXITS: usize = 10;
 /// Bytes of a reason or a probe's output that are remembered.
 const MAX_TEXT: usize = 512;
 
+/// Seconds that may pass between a kill for want of memory and the news that its process ended: memory is torn down
+/// first, on a slow board under pressure.
+const OOM_BEFORE_END: u64 = 5;
+
 /// A container's record.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -51,7 +55,7 @@ pub struct Exit {
     pub code: i32,
     /// Why.
     pub reason: Reason,
-    /// One line more, for a program that could not be run.
+    /// One line more: why a program could not be run, which memory was not enough.
     pub detail: String,
     /// When, nanoseconds of the boot clock.
     pub at_ns: u64,
@@ -84,13 +88,17 @@ impl Record {
     }
 
     /// Notes the end of a run; `oom_kills` of the run's cgroup.
-    pub fn note_end(&mut self, status: &ContainerStatus, oom_kills: u64) {
+    pub fn note_end(&mut self, status: &ContainerStatus, oom_kills: u64, shortage: impl FnOnce() -> String) {
         let Some(exit) = &status.exit else { return };
         self.ended_run = status.started_boottime_ns;
         let ran = Duration::from_nanos(exit.ended_boottime_ns.saturating_sub(status.started_boottime_ns));
+        let unix = exit.ended_unix_ns / 1_000_000_000;
+        // A child that was killed hours ago says nothing about a kill from outside.
+        let just_now = oom_kills > self.oom_kills
+            || self.last_oom_kill.is_some_and(|seen| seen.saturating_add(OOM_BEFORE_END) >= unix);
         let reason = match exit.signal {
             _ if self.stop_ordered => Reason::Stopped,
-            Some(9) if oom_kills > 0 => Reason::Oom,
+            Some(9) if oom_kills > 0 && just_now => Reason::Oom,
             Some(_) => Reason::Killed,
             None => Reason::Exited,
         };
@@ -98,9 +106,9 @@ impl Record {
         self.push(Exit {
             code: exit.code,
             reason,
-            detail: String::new(),
+            detail: if reason == Reason::Oom { cut(&shortage()) } else { String::new() },
             at_ns: exit.ended_boottime_ns,
-            unix: exit.ended_unix_ns / 1_000_000_000,
+            unix,
             oom_kills,
         });
     }
@@ -170,7 +178,7 @@ mod tests {
 
     fn reason(ordered: bool, status: &ContainerStatus, oom_kills: u64) -> Reason {
         let mut record = Record { stop_ordered: ordered, ..Record::default() };
-        record.note_end(status, oom_kills);
+        record.note_end(status, oom_kills, || "limit 1.0 MiB".to_owned());
         record.last().expect("an exit").reason
     }
 
@@ -185,13 +193,27 @@ mod tests {
     }
 
     #[test]
+    fn a_child_that_was_killed_long_ago_is_not_the_reason_of_a_kill_from_outside() {
+        let reason = |last_oom_kill| {
+            let mut record = Record { oom_kills: 1, last_oom_kill: Some(last_oom_kill), ..Record::default() };
+            let mut status = ended(137, Some(9), 4000);
+            status.exit.as_mut().expect("an exit").ended_unix_ns = 4000 * 1_000_000_000;
+            record.note_end(&status, 1, || "limit 1.0 MiB".to_owned());
+            let last = record.last().expect("an exit");
+            (last.reason, last.detail.clone())
+        };
+        assert_eq!(reason(100), (Reason::Killed, String::new()));
+        assert_eq!(reason(3999), (Reason::Oom, "limit 1.0 MiB".to_owned()));
+    }
+
+    #[test]
     fn a_good_run_ends_the_streak_and_exits_are_bounded() {
         let mut record = Record::default();
         for _ in 0..20 {
-            record.note_end(&ended(1, None, 1), 0);
+            record.note_end(&ended(1, None, 1), 0, String::new);
         }
         assert_eq!((record.streak, record.exits.len()), (20, MAX_EXITS));
-        record.note_end(&ended(1, None, 11), 0);
+        record.note_end(&ended(1, None, 11), 0, String::new);
         assert_eq!(record.streak, 1);
     }
 }

@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use oom::{OomWatch, oom_kills};
+pub use oom::{Kills, OomWatch, Shortage, oom_kills, shortage};
 
 const MOUNT: &str = "/sys/fs/cgroup";
 
