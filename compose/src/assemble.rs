@@ -239,6 +239,10 @@ impl<'a> Assembler<'a> {
             match read.map(|text| crate::dotenv::parse(&text, &all)) {
                 Ok(Ok(parsed)) => {
                     for variable in parsed {
+                        for message in variable.unset_notices() {
+                            let place = format!("{}:{}: ", file.display(), variable.line);
+                            self.reader.notice(line, "include", place + &message);
+                        }
                         if let Some(value) = variable.value {
                             all.entry(variable.name).or_insert(value);
                         }

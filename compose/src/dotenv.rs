@@ -19,6 +19,13 @@ pub struct Variable {
     pub unset: Vec<String>,
 }
 
+impl Variable {
+    /// A line for each variable that was not set.
+    pub fn unset_notices(&self) -> impl Iterator<Item = String> {
+        self.unset.iter().map(|name| format!("variable {name} is not set and is taken as empty"))
+    }
+}
+
 /// Reads a file. Values in single quotes are literal; others may name variables of `environment` and of lines above.
 ///
 /// # Errors
@@ -79,12 +86,12 @@ fn trimmed_value<'t>(text: &'t str, known: &BTreeMap<String, String>) -> Result<
     }
     if let Some(quoted) = text.strip_prefix('"') {
         let (raw, after) = double_quoted(quoted)?;
-        let value = interpolate(&raw, known)?;
+        let value = interpolate(&lone_dollars_doubled(&raw), known)?;
         return Ok((value.text, value.unset, line_end(after)));
     }
     let (raw, after) = text.split_once('\n').unwrap_or((text, ""));
     let raw = raw.find(" #").map_or(raw, |comment| &raw[..comment]).trim();
-    let value = interpolate(raw, known)?;
+    let value = interpolate(&lone_dollars_doubled(raw), known)?;
     Ok((value.text, value.unset, after))
 }
 
@@ -110,6 +117,23 @@ fn double_quoted(text: &str) -> Result<(String, &str), String> {
     Err("a double quote is not closed".to_owned())
 }
 
+/// In these files, other than in a project's, a dollar that begins no variable is a dollar: password hashes have them.
+fn lone_dollars_doubled(text: &str) -> String {
+    let mut doubled = String::new();
+    let mut chars = text.chars().peekable();
+    while let Some(char) = chars.next() {
+        doubled.push(char);
+        if char == '$' {
+            match chars.peek() {
+                Some('{' | '_' | 'a'..='z' | 'A'..='Z') => {}
+                Some('$') => doubled.extend(chars.next()),
+                _ => doubled.push('$'),
+            }
+        }
+    }
+    doubled
+}
+
 fn is_name(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'))
 }
@@ -128,6 +152,13 @@ mod tests {
     fn dollars_follow_the_quotes_around_them() {
         let text = "H1='$2y$05$abc'\nH2=\"a\\$b\"\n";
         assert_eq!(check(text), [("H1".into(), Some("$2y$05$abc".into())), ("H2".into(), Some("a$b".into()))]);
+        assert_eq!(
+            check("A=\"$2y$$05\"\nB=$\nC=\"a$ b\"\nD=${X:-$}\n"),
+            [("A", "$2y$05"), ("B", "$"), ("C", "a$ b"), ("D", "$")]
+                .map(|(name, value)| (name.to_owned(), Some(value.to_owned())))
+        );
+        let hash = parse("H3=\"$2y$05$abc\"\n", &BTreeMap::new()).expect("parses").remove(0);
+        assert_eq!((hash.unset, hash.value), (vec!["abc".to_owned()], Some("$2y$05".to_owned())));
         let unset = parse("\nH3=\"${abc}x\"\n", &BTreeMap::new()).expect("parses").remove(0);
         assert_eq!((unset.line, unset.unset, unset.value), (2, vec!["abc".to_owned()], Some("x".to_owned())));
     }

@@ -57,19 +57,22 @@ pub struct Loaded {
 /// Everything that is refused, a line each.
 pub fn load(options: &LoadOptions) -> Result<Loaded, Refusals> {
     let files = find(options)?;
-    let options = with_variables(options)?;
+    let (options, mut warnings) = with_variables(options)?;
     let shown = files[0].display().to_string();
     let reader = Reader::new(&shown);
     let tree = Assembler::new(&reader, &options).files(&files, &options.environment);
-    read_project(reader, &tree, &options).map(|loaded| Loaded { file: files[0].clone(), ..loaded })
+    read_project(reader, &tree, &options).map(|loaded| {
+        warnings.extend(loaded.warnings);
+        Loaded { file: files[0].clone(), warnings, ..loaded }
+    })
 }
 
 /// The caller's environment wins over the files with variables.
-fn with_variables(options: &LoadOptions) -> Result<LoadOptions, Refusals> {
+fn with_variables(options: &LoadOptions) -> Result<(LoadOptions, Vec<Notice>), Refusals> {
     let mut options = options.clone();
     let named = !options.env_files.is_empty();
     let files = if named { options.env_files.clone() } else { vec![options.folder.join(".env")] };
-    let mut found = BTreeMap::new();
+    let (mut found, mut warnings) = (BTreeMap::new(), Vec::new());
     for file in files {
         let refuse =
             |line, reason| Refusal { file: file.display().to_string(), line, field: String::new(), reason };
@@ -80,6 +83,13 @@ fn with_variables(options: &LoadOptions) -> Result<LoadOptions, Refusals> {
         };
         let parsed = crate::dotenv::parse(&text, &options.environment);
         for variable in parsed.map_err(|(line, reason)| refuse(line, reason))? {
+            let shown = file.display().to_string();
+            warnings.extend(variable.unset_notices().map(|message| Notice {
+                file: shown.clone(),
+                line: variable.line,
+                field: variable.name.clone(),
+                message,
+            }));
             // A later file wins over an earlier one.
             found.extend(variable.value.map(|value| (variable.name, value)));
         }
@@ -87,7 +97,7 @@ fn with_variables(options: &LoadOptions) -> Result<LoadOptions, Refusals> {
     for (name, value) in found {
         options.environment.entry(name).or_insert(value);
     }
-    Ok(options)
+    Ok((options, warnings))
 }
 
 fn find(options: &LoadOptions) -> Result<Vec<PathBuf>, Refusals> {

@@ -19,6 +19,14 @@ pub fn read(reader: &Reader<'_>, node: &Node, field: &str) -> Vec<Port> {
             }
             _ => long(reader, node, &field).into_iter().collect(),
         };
+        if let Some(ip) =
+            more.iter().find_map(|port| port.host_ip.filter(|it| it.is_ipv6() && !it.is_unspecified()))
+        {
+            let reason = format!(
+                "{ip} does not answer: containers have IPv4 addresses for now; leave the address out or give an IPv4 one"
+            );
+            reader.notice(node.line, &field, reason);
+        }
         // What is written twice is one.
         for port in more {
             if !ports.contains(&port) {

@@ -868,7 +868,7 @@ fn env_file(
         let (path, required) = env_file_entry(reader, node, field);
         let path = options.folder.join(path);
         match crate::text::read(&path) {
-            Ok(text) => read_env_file(reader, &path, &text, options, &mut variables),
+            Ok(text) => read_env_file(reader, node, field, (&path, &text), options, &mut variables),
             Err(_) if !required => {}
             Err(error) => {
                 let reason = format!("{}: {error}; write required: false when it may be missing", path.display());
@@ -898,28 +898,26 @@ fn env_file_entry(reader: &Reader<'_>, node: &Node, field: &str) -> (String, boo
 
 fn read_env_file(
     reader: &Reader<'_>,
-    path: &Path,
-    text: &str,
+    node: &Node,
+    field: &str,
+    (path, text): (&Path, &str),
     options: &LoadOptions,
     into: &mut BTreeMap<String, Option<String>>,
 ) {
     match crate::dotenv::parse(text, &options.environment) {
         Ok(parsed) => {
             for variable in parsed {
+                for message in variable.unset_notices() {
+                    let place = format!("{}:{}: ", path.display(), variable.line);
+                    reader.notice(node.line, field, place + &message);
+                }
                 // A name alone takes the caller's value, and is left out when there is none.
                 let value = variable.value.or_else(|| options.environment.get(&variable.name).cloned());
                 if let Some(value) = value {
                     into.insert(variable.name, Some(value));
                 }
-                for name in variable.unset {
-                    reader.notice(
-                        variable.line,
-                        &path.display().to_string(),
-                        format!("{name} is not set and is taken as empty"),
-                    );
-                }
             }
         }
-        Err((line, reason)) => reader.refuse(line, &path.display().to_string(), reason),
+        Err((line, reason)) => reader.refuse(node.line, field, format!("{}:{line}: {reason}", path.display())),
     }
 }

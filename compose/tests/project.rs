@@ -103,9 +103,11 @@ fn a_variable_without_value_unsets_what_files_and_images_say() {
 #[test]
 fn dollars_quotes_and_braces_follow_the_specification() {
     let folder = tempfile::tempdir().expect("a folder");
-    std::fs::write(folder.path().join(".env"), "H1='$2y$05$abc'\nH2=\"a\\$b\"\n").expect("written");
-    let text = "services:\n  s:\n    image: app:1\n    command: echo \"$$HOME\"\n    environment:\n      \
-        V1: \"${H1}|${H2}|$$2y$$05\"\n      V2: \"{{ ${A:-a} }} ${A:-${B:-b}}/x ${A-}|${A:+set} pre-${M:-{}}-post\"\n";
+    let variables = "H1='$2y$05$abc'\nH2=\"a\\$b\"\nH3=\"$2y$05$abc\"\n";
+    std::fs::write(folder.path().join(".env"), variables).expect("written");
+    std::fs::write(folder.path().join("s.env"), "\nOWN=${GONE}\n").expect("written");
+    let text = "services:\n  s:\n    image: app:1\n    env_file: s.env\n    command: echo \"$$HOME\"\n    \
+        environment:\n      V1: \"${H1}|${H2}|$$2y$$05\"\n      V2: \"{{ ${A:-a} }} ${A:-${B:-b}}/x ${A-}|${A:+set} pre-${M:-{}}-post\"\n";
     std::fs::write(folder.path().join("compose.yaml"), text).expect("written");
     let options = LoadOptions { folder: folder.path().into(), ..LoadOptions::default() };
     let loaded = load(&options).unwrap_or_else(|refusals| panic!("{refusals}"));
@@ -113,6 +115,17 @@ fn dollars_quotes_and_braces_follow_the_specification() {
     assert_eq!(service.environment["V1"].as_deref(), Some("$2y$05$abc|a$b|$2y$05"));
     assert_eq!(service.environment["V2"].as_deref(), Some("{{ a }} b/x | pre-{}-post"));
     assert_eq!(service.command.as_deref(), Some(["echo".to_owned(), "$HOME".to_owned()].as_slice()));
+    let warnings: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
+    let folder = folder.path().display();
+    assert_eq!(
+        warnings,
+        [
+            format!("{folder}/.env:3: H3: variable abc is not set and is taken as empty"),
+            format!(
+                "{folder}/compose.yaml:4: services.s.env_file: {folder}/s.env:2: variable GONE is not set and is taken as empty"
+            )
+        ]
+    );
 }
 
 // docker/compose#5272, compose-spec/compose-spec#309, compose-spec/compose-go#182
@@ -189,6 +202,14 @@ fn refusals_name_line_field_and_way_out() {
 fn a_service_with_only_build_is_taken_and_named() {
     let loaded = read("services:\n  s: {build: .}\n").unwrap_or_else(|refusals| panic!("{refusals}"));
     assert_eq!(loaded.needs_builder, ["s"]);
+}
+
+#[test]
+fn a_port_on_an_address_that_cannot_answer_is_warned_about() {
+    let ports = "[\"[::1]:8081:81\", \"[::]:8082:82\", \"127.0.0.1:8083:83\"]";
+    let loaded = read(&format!("services:\n  s: {{image: a, ports: {ports}}}\n")).expect("accepted");
+    let fields: Vec<_> = loaded.warnings.iter().map(|it| it.field.as_str()).collect();
+    assert_eq!(fields, ["services.s.ports[0]"]);
 }
 
 #[test]
