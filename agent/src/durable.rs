@@ -30,6 +30,19 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
     }
 }
 
+/// As [`read_json`]; the one before it, when a disk that lies has broken the last.
+///
+/// # Errors
+/// As [`read_json`].
+pub fn read_json_or_previous<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
+    match read_json(path)? {
+        Some(document) => Ok(Some(document)),
+        None => Ok(read_json(&previous(path))?.inspect(|_| {
+            tracing::warn!(path = %path.display(), "the document before it is taken");
+        })),
+    }
+}
+
 /// Writes a document: beside, synced, renamed, folder synced.
 ///
 /// # Errors
@@ -38,11 +51,16 @@ pub fn write_json<T: Serialize>(path: &Path, document: &T) -> io::Result<()> {
     write(path, &serde_json::to_vec(document)?, 0o600)
 }
 
-/// As [`write_json`]; on a full disk the document takes the place of its [`keep_reserve`].
+/// As [`write_json`] for the document that everything hangs on: the one before is kept, as `*.previous`, and on a full
+/// disk it takes the place of its [`keep_reserve`].
 ///
 /// # Errors
 /// As the file system says; the old document is there then.
-pub fn write_json_from_reserve<T: Serialize>(path: &Path, document: &T) -> io::Result<()> {
+pub fn write_json_with_care<T: Serialize>(path: &Path, document: &T) -> io::Result<()> {
+    let second_name = beside(&previous(path));
+    let _ = std::fs::remove_file(&second_name);
+    // A file system without hard links has no one before; the new one does not depend on it.
+    let _ = std::fs::hard_link(path, &second_name).and_then(|()| std::fs::rename(&second_name, previous(path)));
     let written = write_json(path, document);
     let no_space = written.as_ref().is_err_and(is_full);
     let written = match no_space && std::fs::remove_file(reserve(path)).is_ok() {
@@ -56,11 +74,15 @@ pub fn write_json_from_reserve<T: Serialize>(path: &Path, document: &T) -> io::R
 /// Holds space for a document, if there is some now.
 pub fn keep_reserve(path: &Path) {
     let reserve = reserve(path);
-    if !reserve.exists() {
+    if std::fs::metadata(&reserve).map_or(0, |it| it.len()) < RESERVE as u64 {
         // On a full disk the next write of the document tries again. Noise: zeros may be stored as nothing.
         let noise = (0..RESERVE as u32).map(|it| (it.wrapping_mul(2_654_435_761) >> 13) as u8);
         let _ = write(&reserve, &noise.collect::<Vec<_>>(), 0o600);
     }
+}
+
+fn previous(path: &Path) -> std::path::PathBuf {
+    path.with_extension("previous")
 }
 
 fn reserve(path: &Path) -> std::path::PathBuf {
@@ -134,5 +156,23 @@ mod tests {
         assert!(folder.path().join("target.broken").exists());
         write_json(&path, &vec![1, 2]).expect("written");
         assert_eq!(read_json::<Vec<u32>>(&path).expect("read"), Some(vec![1, 2]));
+    }
+
+    #[test]
+    fn the_document_before_a_broken_one_is_taken() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("target.json");
+        for number in 1..=3 {
+            write_json_with_care(&path, &vec![number]).expect("written");
+        }
+        assert_eq!(read_json_or_previous::<Vec<u32>>(&path).expect("read"), Some(vec![3]));
+        std::fs::write(&path, "[").expect("written");
+        // Each start finds it, until there is another.
+        for _ in 0..2 {
+            assert_eq!(read_json_or_previous::<Vec<u32>>(&path).expect("read"), Some(vec![2]));
+        }
+        write_json_with_care(&path, &vec![4]).expect("written");
+        assert_eq!(read_json_or_previous::<Vec<u32>>(&path).expect("read"), Some(vec![4]));
+        assert!(folder.path().join("target.broken").exists());
     }
 }

@@ -1,7 +1,7 @@
 //! What is wanted: the accepted projects, kept on disk.
 //!
-//! Written beside, synced, renamed; a file that cannot be read is put aside, and the device goes on with nothing
-//! wanted rather than with half of it.
+//! Written beside, synced, renamed; a file that cannot be read is put aside, and the device goes on with what was wanted
+//! before, whole.
 
 use crate::durable;
 use coracle_compose::{Project, Restart};
@@ -73,12 +73,12 @@ impl Wanted {
 }
 
 impl Target {
-    /// Reads the target; a broken file is put aside.
+    /// Reads the target; a broken file is put aside, and the one before it is taken.
     ///
     /// # Errors
     /// When it is there and cannot be read.
     pub fn load(path: &Path) -> std::io::Result<Self> {
-        Ok(durable::read_json(path)?.unwrap_or_default())
+        Ok(durable::read_json_or_previous(path)?.unwrap_or_default())
     }
 
     /// Writes the target, from its reserve when the disk is full.
@@ -86,7 +86,7 @@ impl Target {
     /// # Errors
     /// As the file system says.
     pub fn save(&self, path: &Path) -> std::io::Result<()> {
-        durable::write_json_from_reserve(path, self)
+        durable::write_json_with_care(path, self)
     }
 
     /// After a boot: `always` means always, also for what was stopped by hand (Docker's rule; `unless-stopped` is

@@ -3,48 +3,44 @@
 use coracle_runtime::image::digest_of;
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::fs::Metadata;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Most bytes of an extended attribute, and of their names together; the kernel's own bound (xattr(7)).
 const MAX_ATTRIBUTE: usize = 65536;
 
-/// One line per file: kind, mode, owner, time, content or target, device, attributes, and the first name of the same
-/// inode.
+/// One line for each file by its path: kind, mode, owner, time, content or target, device, the first name of the same
+/// inode, attributes.
 ///
 /// # Errors
 /// As the file system says.
-pub fn describe(folder: &Path) -> std::io::Result<String> {
-    let (mut text, mut inodes) = (String::new(), BTreeMap::new());
+pub fn describe(folder: &Path) -> std::io::Result<BTreeMap<String, String>> {
+    let (mut lines, mut inodes) = (BTreeMap::new(), BTreeMap::new());
     let mut folders = vec![folder.to_owned()];
     while let Some(next) = folders.pop() {
-        describe_one(folder, &next, &mut inodes, &mut text)?;
-        let mut entries: Vec<PathBuf> = Vec::new();
+        let mut paths = Vec::new();
         for entry in std::fs::read_dir(&next)? {
-            entries.push(entry?.path());
+            paths.push(entry?.path());
         }
-        entries.sort();
-        for path in entries {
-            if path.symlink_metadata()?.is_dir() {
-                folders.push(path);
-            } else {
-                describe_one(folder, &path, &mut inodes, &mut text)?;
+        paths.sort();
+        for path in paths {
+            let name =
+                path.strip_prefix(folder).unwrap_or(&path).as_os_str().as_bytes().escape_ascii().to_string();
+            let about = path.symlink_metadata()?;
+            if about.is_dir() {
+                folders.push(path.clone());
             }
+            let same = inodes.entry((about.dev(), about.ino())).or_insert_with(|| name.clone()).clone();
+            lines.insert(name, line(&path, &about, &same)?);
         }
     }
-    Ok(text)
+    Ok(lines)
 }
 
-fn describe_one(
-    folder: &Path,
-    path: &Path,
-    inodes: &mut BTreeMap<u64, String>,
-    text: &mut String,
-) -> std::io::Result<()> {
-    let about = path.symlink_metadata()?;
+fn line(path: &Path, about: &Metadata, same: &str) -> std::io::Result<String> {
     let kind = about.file_type();
-    let name = path.strip_prefix(folder).unwrap_or(path).as_os_str().as_bytes().escape_ascii().to_string();
     let content = match kind {
         _ if kind.is_file() => digest_of(&std::fs::read(path)?),
         _ if kind.is_symlink() => std::fs::read_link(path)?.display().to_string(),
@@ -52,16 +48,10 @@ fn describe_one(
         _ if kind.is_fifo() => "fifo".to_owned(),
         _ => format!("device {:x}", about.rdev()),
     };
-    let same = match kind.is_dir() {
-        true => name.clone(),
-        false => inodes.entry(about.ino()).or_insert_with(|| name.clone()).clone(),
-    };
-    // The folder itself is the reader's; its time is when it was made.
-    let time = if name.is_empty() { 0 } else { about.mtime() };
+    // Folders that no entry names, and whiteouts, are made at the moment of unpacking.
+    let time = if kind.is_file() || kind.is_symlink() { about.mtime() } else { 0 };
     let (mode, uid, gid) = (about.mode(), about.uid(), about.gid());
-    let attributes = attributes(path)?;
-    let _ = writeln!(text, "{name} {mode:o} {uid}:{gid} {time} {content} {same} {attributes}");
-    Ok(())
+    Ok(format!("{mode:o} {uid}:{gid} {time} {content} {same} {}", attributes(path)?))
 }
 
 fn attributes(path: &Path) -> std::io::Result<String> {

@@ -6,11 +6,11 @@ use coracle_tests::board::{Board, REGISTRY, run};
 use coracle_tests::image::{Entry, Image};
 use coracle_tests::needs;
 use coracle_tests::proxy::{Fault, Proxy};
+use coracle_tests::tree::describe;
 use coracle_tests::upload::{Layer, Upload};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -39,41 +39,8 @@ fn image() -> anyhow::Result<Image> {
         ]))
 }
 
-/// Everything about the files below a folder that an image can say.
-fn tree(folder: &Path) -> anyhow::Result<BTreeMap<String, String>> {
-    let mut found = BTreeMap::new();
-    let mut folders = vec![folder.to_owned()];
-    while let Some(next) = folders.pop() {
-        for entry in std::fs::read_dir(&next)? {
-            let path = entry?.path();
-            let metadata = std::fs::symlink_metadata(&path)?;
-            let content = if metadata.is_dir() {
-                folders.push(path.clone());
-                "folder".to_owned()
-            } else if metadata.is_symlink() {
-                std::fs::read_link(&path)?.display().to_string()
-            } else if metadata.is_file() {
-                digest_of(&std::fs::read(&path)?)
-            } else {
-                format!("device {}", metadata.rdev())
-            };
-            let line = format!(
-                "{:o} {}:{} {} {} {content}",
-                metadata.mode(),
-                metadata.uid(),
-                metadata.gid(),
-                metadata.nlink(),
-                // Folders that no entry names, and whiteouts, are made at the moment of unpacking.
-                if metadata.is_file() || metadata.is_symlink() { metadata.mtime() } else { 0 }
-            );
-            found.insert(path.strip_prefix(folder)?.display().to_string(), line);
-        }
-    }
-    Ok(found)
-}
-
 fn layers(board: &Board) -> anyhow::Result<BTreeMap<String, String>> {
-    tree(&board.data().join("images/layers"))
+    Ok(describe(&board.data().join("images/layers"))?)
 }
 
 fn skopeo(board: &Board, arguments: &[&str]) -> anyhow::Result<()> {

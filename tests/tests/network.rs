@@ -4,6 +4,7 @@ use anyhow::{Context, ensure};
 use coracle_tests::board::{Board, http, run, wait_for};
 use coracle_tests::needs;
 use std::process::Command;
+use std::time::Duration;
 
 fn up(board: &Board, text: &str) -> anyhow::Result<()> {
     let app = "image: 127.0.0.1:5000/app:1, stop_grace_period: 0s";
@@ -182,6 +183,15 @@ fn flushed_rules_are_put_back_and_down_succeeds_without_them() -> anyhow::Result
     wait_for("the port again", || Ok(http("127.0.0.1:8080", "/").is_ok_and(|it| it.contains("web"))))?;
     assert_eq!(board.service("web")?["pid"], pid);
     ensure!(board.coracle(&["inspect"])?.contains("\"rules_repaired\": 1"));
+    // Endless flushing is answered, but not as often.
+    for _ in 0..20 {
+        run(Command::new("nft").args(["flush", "ruleset"]))?;
+        std::thread::sleep(Duration::from_millis(350));
+    }
+    wait_for("the port in the end", || Ok(http("127.0.0.1:8080", "/").is_ok_and(|it| it.contains("web"))))?;
+    let told: serde_json::Value = serde_json::from_str(&board.coracle(&["inspect"])?)?;
+    let repaired = told["rules_repaired"].as_u64().context("a count")?;
+    ensure!((4..10).contains(&repaired), "{repaired} repairs of 21");
     run(Command::new("nft").args(["flush", "ruleset"]))?;
     board.coracle(&["down"]).map(drop)
 }

@@ -91,7 +91,6 @@ done
 /// An image of the shell and a layer of `name`'s own, with something of everything.
 fn image(name: &str, release: usize) -> anyhow::Result<Image> {
     let mut files = vec![
-        Entry::Folder("srv".into(), 0o755),
         Entry::Folder(format!("srv/{name}"), 0o750),
         Entry::Owner(1000, 20),
         Entry::Folder("kept".into(), 0o700),
@@ -105,9 +104,7 @@ fn image(name: &str, release: usize) -> anyhow::Result<Image> {
     files.push(Entry::Link("kept/link".into(), "../srv".into()));
     let mut image = Image::busybox()?.layer(files);
     if release > 1 {
-        let release = Entry::File(format!("srv/{name}/release"), 0o644, vec![b'x'; 300_000]);
-        let folders = ["srv".to_owned(), format!("srv/{name}")].map(|folder| Entry::Folder(folder, 0o755));
-        image = image.layer(folders.into_iter().chain([release]).collect());
+        image = image.layer(vec![Entry::File(format!("srv/{name}/release"), 0o644, vec![b'x'; 300_000])]);
     }
     Ok(image.with("Cmd", json!(["/bin/sh"])))
 }

@@ -1,10 +1,11 @@
 //! A compose release on one board, from a real registry.
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use coracle_tests::board::{Board, coracle, http, run, wait_for};
 use coracle_tests::image::Image;
 use coracle_tests::needs;
 use serde_json::json;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const TWO: &str = r#"
@@ -175,3 +176,61 @@ fn an_agent_that_is_killed_at_any_moment_finds_the_same_containers_and_leaks_not
 
 /// Each takes about a fifth of a second.
 const KILLS: usize = 25;
+
+/// Documents of a data folder: everything that the agent writes for itself.
+fn documents(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if path.is_dir() && !["layers", "upper", "work", "_data"].contains(&name.as_str()) {
+            found.extend(documents(&path)?);
+        } else if path.is_file() {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
+// F1: not by a cut, which leaves none, but by a disk that lies, or by hand.
+#[test]
+fn a_document_that_is_broken_is_put_aside_and_made_again() -> anyhow::Result<()> {
+    needs!("docker-registry", "skopeo", "busybox", "ip");
+    let board = Board::with_app()?;
+    let all = "image: \"127.0.0.1:5000/app:1\", network_mode: none, command: sleep 1000, stop_grace_period: 0s";
+    board.compose(&format!(
+        "services:\n  one: {{{all}, volumes: [\"kept:/kept\"]}}\n  two: {{{all}}}\nvolumes: {{kept: {{}}}}\n"
+    ))?;
+    board.coracle(&["up", "-d"])?;
+    let mut seen = 0;
+    for path in documents(&board.data())? {
+        for kept in [0, 2] {
+            // What is made again may have another name.
+            let Ok(whole) = std::fs::read(&path) else { continue };
+            if path.ends_with("target.json") {
+                // It has a whole one before it.
+                board.coracle(&["stop", "two"])?;
+                board.coracle(&["start", "two"])?;
+            }
+            let before = board.service("one")?["pid"].clone();
+            board.kill_agent()?;
+            std::fs::write(&path, &whole[..whole.len() * kept / 3])?;
+            let cut = format!("{} cut to {kept} thirds", path.display());
+            board.start_agent().with_context(|| cut.clone())?;
+            if path.ends_with("target.json") {
+                // What was wanted before is wanted: nothing is lost.
+                board.wait_for_service("one", "state", "running".into()).with_context(|| cut.clone())?;
+                ensure!(board.service("one")?["pid"] == before, "{cut}");
+            }
+            board.coracle(&["up", "-d"]).with_context(|| cut.clone())?;
+            for service in ["one", "two"] {
+                board.wait_for_service(service, "state", "running".into()).with_context(|| cut.clone())?;
+            }
+            seen += 1;
+        }
+    }
+    ensure!(seen > 10, "{seen} documents");
+    // Space is held again for the one that must be written on a full disk.
+    ensure!(board.data().join("target.reserve").metadata()?.len() > 100_000);
+    Ok(())
+}

@@ -12,6 +12,7 @@ mod orders;
 mod probe;
 mod record;
 mod report;
+mod rules;
 mod shim;
 
 pub use coracle_runtime::shim::chain;
@@ -89,6 +90,8 @@ pub enum Message {
     RoutesTouched,
     /// Somebody removed firewall rules: are ours still there?
     RulesTouched,
+    /// Rules that were lost again and again may be put back now.
+    RulesDue,
     /// End; containers go on.
     End,
 }
@@ -137,6 +140,9 @@ pub struct Engine {
     volumes: BTreeSet<(String, String)>,
     rules: BTreeMap<String, String>,
     rules_repaired: u64,
+    losses: BTreeMap<String, rules::Losses>,
+    /// Somebody will look again at rules that are not put back yet.
+    rules_wait: bool,
     failures: BTreeMap<String, (Failed, crate::exit::Code)>,
     running: BTreeMap<String, Running>,
     running_sender: watch::Sender<BTreeSet<String>>,
@@ -235,6 +241,8 @@ impl Loop {
             volumes: BTreeSet::new(),
             rules: BTreeMap::new(),
             rules_repaired: 0,
+            losses: BTreeMap::new(),
+            rules_wait: false,
             failures: BTreeMap::new(),
             running: BTreeMap::new(),
             running_sender,
@@ -250,7 +258,7 @@ impl Loop {
         engine.remove_unwanted_logs();
         observe::watch_routes(sender.clone());
         engine.look_at_routes();
-        observe::watch_rules(sender.clone());
+        rules::watch_rules(sender.clone());
         let handle = Handle { sender, status, logs, store, paths, client: Rc::clone(&client) };
         tokio::task::spawn_local(keeper::run(handle.clone(), Rc::clone(&engine.keeper)));
         Ok((Self { _lock: lock, engine, receiver, client }, handle))
@@ -371,6 +379,11 @@ impl Engine {
                 false
             }
             Message::RulesTouched => {
+                self.check_rules();
+                false
+            }
+            Message::RulesDue => {
+                self.rules_wait = false;
                 self.check_rules();
                 false
             }

@@ -8,8 +8,9 @@ use crate::durable;
 use crate::paths::Paths;
 use coracle_compose::Restart;
 use coracle_runtime::container::cgroup;
+use coracle_runtime::network::firewall;
 use coracle_runtime::network::links::Links;
-use coracle_runtime::network::watch::{Removals, Routes};
+use coracle_runtime::network::watch::Routes;
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -93,7 +94,7 @@ impl Engine {
         }
         let rules: BTreeMap<String, String> = durable::read_json(&paths.run.join("rules"))?.unwrap_or_default();
         // Rules that somebody flushed meanwhile are put back.
-        self.rules = rules.into_iter().filter(|(project, _)| is_in_force(project)).collect();
+        self.rules = rules.into_iter().filter(|(project, _)| firewall::is_in_force(project)).collect();
         Ok(())
     }
 
@@ -226,52 +227,6 @@ impl Engine {
             None => State::Created,
         }
     }
-
-    /// Looks, in a thread, whether every rule set is still there.
-    pub(super) fn check_rules(&self) {
-        let projects: Vec<String> = self.rules.keys().cloned().collect();
-        let sender = self.ears.sender.clone();
-        tokio::task::spawn_local(async move {
-            let look = move || projects.into_iter().filter(|it| !is_in_force(it)).collect::<Vec<_>>();
-            if let Ok(lost) = tokio::task::spawn_blocking(look).await
-                && !lost.is_empty()
-            {
-                // The loop may be at its end.
-                let _ = sender.send(Message::RulesLost(lost)).await;
-            }
-        });
-    }
-
-    /// Rule sets that are gone are put back by the next plan.
-    pub(super) fn rules_lost(&mut self, projects: &[String]) {
-        for project in projects {
-            let busy = self.running.contains_key(&format!("rules of {project}"));
-            if !busy && self.rules.remove(project).is_some() {
-                tracing::warn!(%project, "its firewall rules were removed by somebody else; putting them back");
-                self.rules_repaired += 1;
-            }
-        }
-    }
-}
-
-/// Pause after a removal before ours are looked at: a reload removes and adds in many steps, and one that comes every
-/// second is answered as often, not more.
-const RULES_PAUSE: Duration = Duration::from_millis(300);
-
-/// Tells the loop when firewall rules were removed.
-pub(super) fn watch_rules(sender: mpsc::Sender<Message>) {
-    let removals = match Removals::listen() {
-        Ok(removals) => removals,
-        Err(error) => return tracing::warn!(%error, "lost firewall rules will not be noticed"),
-    };
-    tokio::task::spawn_local(async move {
-        while removals.wait().await.is_ok() {
-            tokio::time::sleep(RULES_PAUSE).await;
-            if sender.send(Message::RulesTouched).await.is_err() {
-                return;
-            }
-        }
-    });
 }
 
 /// Pause after a change of routes before they are looked at: an interface that comes up makes several, ours too.
@@ -301,9 +256,4 @@ impl Engine {
             Err(error) => tracing::warn!(error = super::chain(&error), "the routes cannot be read"),
         }
     }
-}
-
-/// True when the kernel has the project's table.
-fn is_in_force(project: &str) -> bool {
-    coracle_runtime::network::firewall::is_in_force(project)
 }

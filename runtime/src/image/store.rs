@@ -187,6 +187,11 @@ impl Store {
             self.remove(&self.record_path(&digest))?;
             freed.images += 1;
         }
+        let broken =
+            self.entries("images")?.into_iter().filter(|path| path.extension().is_some_and(|it| it == "broken"));
+        for path in broken.filter(|path| !keep.contains(&named(path))) {
+            self.remove(&path)?;
+        }
         for path in self.parts_beside(&parts_of(&records))? {
             freed.bytes += tree_bytes(&path);
             freed.layers += usize::from(path.is_dir());
@@ -266,9 +271,11 @@ impl Store {
         let _ = remove_tree(staged);
     }
 
+    /// Writes a manifest or configuration, unless it is there and whole: a disk that lies may have made it another.
     pub(super) fn write_blob(&self, digest: &str, bytes: &[u8]) -> Result<(), Error> {
         let path = self.path("blobs/sha256").join(hex_of(digest));
-        if path.exists() { Ok(()) } else { write_whole(&self.path("staging"), &path, bytes) }
+        let whole = std::fs::read(&path).is_ok_and(|it| it == bytes);
+        if whole { Ok(()) } else { write_whole(&self.path("staging"), &path, bytes) }
     }
 
     /// Makes a whole image visible under a name.
@@ -405,7 +412,6 @@ fn hex_of(digest: &str) -> &str {
     digest.strip_prefix("sha256:").unwrap_or(digest)
 }
 
-/// The digest that a file or folder is named after.
 /// ChainIDs and digests of blobs that some images have.
 fn parts_of(records: &BTreeMap<String, Record>) -> BTreeSet<String> {
     let parts = |(digest, record): (&String, &Record)| {
@@ -415,6 +421,7 @@ fn parts_of(records: &BTreeMap<String, Record>) -> BTreeSet<String> {
     records.iter().flat_map(parts).collect()
 }
 
+/// The digest that a file or folder is named after.
 fn named(path: &Path) -> String {
     format!("sha256:{}", path.file_stem().unwrap_or_default().to_string_lossy())
 }

@@ -7,7 +7,8 @@ use std::path::Path;
 
 fn main() -> anyhow::Result<()> {
     for folder in std::env::args().skip(1) {
-        let digest = coracle_runtime::image::digest_of(tree::describe(Path::new(&folder))?.as_bytes());
+        let described = format!("{:?}", tree::describe(Path::new(&folder))?);
+        let digest = coracle_runtime::image::digest_of(described.as_bytes());
         writeln!(std::io::stdout(), "{digest} {folder}")?;
     }
     Ok(())
