@@ -78,6 +78,9 @@ pub struct Identity {
     pub stop_signal: i32,
     /// Milliseconds between that signal and SIGKILL.
     pub stop_grace_ms: u64,
+    /// It is privileged.
+    #[serde(default)]
+    pub privileged: bool,
     /// Orders to recreate so far.
     pub recreate: u64,
     /// When it was made, seconds since 1970.

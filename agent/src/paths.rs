@@ -77,9 +77,11 @@ impl Paths {
         format!("/coracle-{}", &digest["sha256:".len()..][..8])
     }
 
-    /// A container's cgroup. Compose's `cgroup_parent` is refused: all lie below one.
-    pub fn cgroup_of(&self, id: &str) -> String {
-        format!("{}/{id}", self.cgroup())
+    /// A container's cgroup. Compose's `cgroup_parent` is refused: all lie below one, and privileged ones below another,
+    /// because what the one forbids is forbidden to everything below it.
+    pub fn cgroup_of(&self, id: &str, privileged: bool) -> String {
+        let beside = if privileged { ".privileged" } else { "" };
+        format!("{}{beside}/{id}", self.cgroup())
     }
 
     /// Log files. A colon is in no name.

@@ -122,7 +122,7 @@ pub fn container(paths: &Paths, parts: &Parts<'_>) -> Result<Made, String> {
         sysctls: sysctls(service),
         shm_size: service.shm_size.unwrap_or(SHM_SIZE),
         limits: limits(&service.limits),
-        cgroup: paths.cgroup_of(parts.id),
+        cgroup: paths.cgroup_of(parts.id, service.privileged),
         network: network(parts, service)?,
         pid: shared(parts, service.pid.as_deref())?,
         ipc: shared(parts, service.ipc.as_deref())?,

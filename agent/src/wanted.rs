@@ -73,6 +73,7 @@ pub fn resolve(wanted: &Wanted, name: &str, image: &KnownImage, owner: Option<&s
             after: coracle_compose::references(service),
             stop_signal,
             stop_grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX),
+            privileged: service.privileged,
             recreate: wanted.round(name).recreate,
             created: 0,
         },

@@ -364,14 +364,17 @@ fn device_text(reader: &Reader<'_>, node: &Node, field: &str) -> Option<String> 
 }
 
 fn device_rules(reader: &Reader<'_>, node: &Node, field: &str) -> Vec<String> {
-    let number = |text: &str| text == "*" || text.parse::<u32>().is_ok();
+    // The kernel's numbers have 12 and 20 bits.
+    let number = |text: &str, most: u32| text == "*" || text.parse::<u32>().is_ok_and(|it| it <= most);
     let good = |rule: &str| {
         let words: Vec<&str> = rule.split_whitespace().collect();
         let [kind, numbers, access] = words.as_slice() else {
             return false;
         };
         matches!(*kind, "a" | "b" | "c")
-            && numbers.split_once(':').is_some_and(|(major, minor)| number(major) && number(minor))
+            && numbers
+                .split_once(':')
+                .is_some_and(|(major, minor)| number(major, 0xfff) && number(minor, 0xf_ffff))
             && access.bytes().all(|byte| b"rwm".contains(&byte))
     };
     let rules = reader.words(node, field);

@@ -6,7 +6,7 @@
 use nix::errno::Errno;
 use nix::unistd::{ForkResult, Pid};
 use std::ffi::CString;
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// Forks, runs `child` in the new process and leaves it with the returned code, without running exit handlers.
 ///
@@ -94,6 +94,146 @@ pub fn close_descriptors_between(first: RawFd, last: RawFd) {
         // SAFETY: as above.
         unsafe { libc::close(fd) };
     }
+}
+
+// ---- bpf(2): what cgroups of v2 need for their device programs ----
+
+const BPF_PROG_LOAD: libc::c_int = 5;
+const BPF_PROG_ATTACH: libc::c_int = 8;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const BPF_PROG_QUERY: libc::c_int = 16;
+const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
+const BPF_CGROUP_DEVICE: u32 = 6;
+const BPF_F_ALLOW_MULTI: u32 = 1 << 1;
+
+/// Programs of one cgroup (`BPF_CGROUP_MAX_PROGS`, include/linux/bpf-cgroup-defs.h of the kernel).
+const MAX_PROGRAMS: usize = 64;
+
+/// The parts of `union bpf_attr` that are used (include/uapi/linux/bpf.h of the kernel).
+#[repr(C)]
+#[derive(Default)]
+struct LoadProgram {
+    kind: u32,
+    instruction_count: u32,
+    instructions: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel_version: u32,
+    flags: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct AttachProgram {
+    target: u32,
+    program: u32,
+    attach_type: u32,
+    flags: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct QueryPrograms {
+    target: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    ids: u64,
+    count: u32,
+    _unused: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct AskProgram {
+    program: u32,
+    length: u32,
+    info: u64,
+}
+
+/// The beginning of `struct bpf_prog_info`.
+#[repr(C)]
+#[derive(Default)]
+struct ProgramInfo {
+    kind: u32,
+    id: u32,
+}
+
+fn address<T>(of: *const T) -> u64 {
+    of as usize as u64
+}
+
+fn bpf<T>(command: libc::c_int, attributes: &mut T) -> Result<libc::c_long, Errno> {
+    // SAFETY: `T` is one of the structures above, laid out as the kernel reads them for its command; what their
+    // addresses point to is owned by the caller and outlives the call.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>()) };
+    Errno::result(result)
+}
+
+/// Loads a program for the devices of a cgroup, from encoded instructions.
+///
+/// # Errors
+/// EINVAL without `CONFIG_CGROUP_BPF`, ENOSYS without `CONFIG_BPF_SYSCALL`; EPERM without the capability, and on kernels
+/// before 5.11 when `RLIMIT_MEMLOCK` is used up.
+pub fn load_device_program(program: &[u64]) -> Result<OwnedFd, Errno> {
+    let mut attributes = LoadProgram {
+        kind: BPF_PROG_TYPE_CGROUP_DEVICE,
+        instruction_count: u32::try_from(program.len()).map_err(|_| Errno::E2BIG)?,
+        instructions: address(program.as_ptr()),
+        license: address(c"Apache-2.0".as_ptr()),
+        ..LoadProgram::default()
+    };
+    let fd = bpf(BPF_PROG_LOAD, &mut attributes)?;
+    // SAFETY: the kernel has just made it for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// Has the kernel run a device program for a cgroup, beside those that are there and those of the cgroups above it.
+///
+/// # Errors
+/// What bpf(2) returns.
+pub fn attach_device_program(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> Result<(), Errno> {
+    let mut attributes = AttachProgram {
+        target: cgroup.as_raw_fd() as u32,
+        program: program.as_raw_fd() as u32,
+        attach_type: BPF_CGROUP_DEVICE,
+        flags: BPF_F_ALLOW_MULTI,
+    };
+    bpf(BPF_PROG_ATTACH, &mut attributes).map(drop)
+}
+
+/// The ids of a cgroup's own device programs.
+///
+/// # Errors
+/// What bpf(2) returns.
+pub fn device_programs(cgroup: BorrowedFd<'_>) -> Result<Vec<u32>, Errno> {
+    let mut ids = [0_u32; MAX_PROGRAMS];
+    let mut attributes = QueryPrograms {
+        target: cgroup.as_raw_fd() as u32,
+        attach_type: BPF_CGROUP_DEVICE,
+        ids: address(ids.as_mut_ptr()),
+        count: MAX_PROGRAMS as u32,
+        ..QueryPrograms::default()
+    };
+    bpf(BPF_PROG_QUERY, &mut attributes)?;
+    Ok(ids.into_iter().take(attributes.count as usize).collect())
+}
+
+/// The kernel's id of a program.
+///
+/// # Errors
+/// What bpf(2) returns.
+pub fn program_id(program: BorrowedFd<'_>) -> Result<u32, Errno> {
+    let mut info = ProgramInfo::default();
+    let mut attributes = AskProgram {
+        program: program.as_raw_fd() as u32,
+        length: size_of::<ProgramInfo>() as u32,
+        info: address(&raw mut info),
+    };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
+    Ok(info.id)
 }
 
 /// Registers a descriptor with the tokio runtime. Needs one.

@@ -211,7 +211,9 @@ impl Board {
         let digest = coracle_runtime::image::digest_of(run.as_os_str().as_encoded_bytes());
         let name = format!("coracle-{}", &digest["sha256:".len()..][..8]);
         let roots = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|it| it.path());
-        let all = roots.chain(["/sys/fs/cgroup".into()]).map(|root| root.join(&name));
+        let names = [name.clone(), format!("{name}.privileged")];
+        let roots = roots.chain(["/sys/fs/cgroup".into()]);
+        let all = roots.flat_map(|root: PathBuf| names.clone().map(|name| root.join(name)));
         all.filter(|folder| folder.is_dir()).collect()
     }
 

@@ -23,7 +23,11 @@ services:
   eater: {<<: *all, mem_limit: 16m, command: tail /dev/zero}
   parent: {<<: *all, mem_limit: 16m, command: sh -c 'tail /dev/zero; sleep 1000'}
   checked: {<<: *all, mem_limit: 16m, command: sleep 1000, healthcheck: {test: tail /dev/zero, interval: 1s, retries: 1}}
+  closed: {<<: *all, command: sleep 1000, cap_add: [MKNOD], volumes: ["kept:/kept"], devices: ["/dev/loop0:/dev/l:r"]}
+  ruled: {<<: *all, command: sleep 1000, cap_add: [MKNOD], volumes: ["kept:/kept"], device_cgroup_rules: ["b 7:* rm", "c 1:* rwm"]}
+  open: {<<: *all, command: sleep 1000, privileged: true, volumes: ["kept:/kept"], devices: ["/dev/loop0:/dev/l"]}
   forks: {<<: *all, pids_limit: 5, command: "sh -c 'for n in 1 2 3 4 5 6 7 8; do sleep 1000 & done; sleep 1000'"}
+volumes: {kept: {}}
 "#;
 
 const SCRIPT: &str = r#"
@@ -49,14 +53,30 @@ coracle agent >> /tmp/agent.log 2>&1 &
 until coracle status > /dev/null 2>&1; do sleep 0.1; done
 after=$(coracle ps --json | grep -o '"pid":[0-9]*' | tr '\n' ' ')
 echo "pids: $before= $after"
+mknod /var/lib/coracle/volumes/demo/kept/_data/outside b 7 1
+mknod /var/lib/coracle/volumes/demo/kept/_data/memory c 1 1
+for service in closed ruled open; do
+  try() { what=$1; shift; coracle exec -T $service "$@" > /tmp/said 2>&1 && echo "$service $what: yes" || echo "$service $what: $(tail -n 1 /tmp/said)"; }
+  try null sh -c 'echo > /dev/null && mknod /tmp/zero c 1 5 && head -c 1 /tmp/zero | wc -c'
+  try make sh -c 'mknod /tmp/made b 7 2'
+  try outside dd if=/kept/outside of=/dev/null count=0
+  try write dd if=/dev/null of=/kept/outside count=0
+  try memory head -c 1 /kept/memory
+  try granted dd if=/dev/l of=/dev/null count=0
+  try granted-write dd if=/dev/null of=/dev/l count=0
+done
 killed=$(coracle exec -T limited tail /dev/zero 2>&1); echo "exec killed: $? $killed"
+mknod /dev/memory c 1 1
+coracle up -d -f granted.yaml > /tmp/said 2>&1; echo "granted memory: $? $(grep -o 'devices: .*have it' /tmp/said | head -n 1)"
+coracle down -f granted.yaml > /dev/null 2>&1
+echo "below: $(ls -d /sys/fs/cgroup/coracle/demo-open-* 2> /dev/null) $(ls -d /sys/fs/cgroup/coracle.privileged/demo-open-* | wc -l)"
 echo 48M > /sys/fs/cgroup/coracle/memory.max
 coracle up -d -f more.yaml > /dev/null 2>&1
 for n in 1 2 3 4 5 6 7 8 9 10; do coracle ps -f more.yaml | grep -q 'free .*exited' && break; sleep 0.5; done
 echo "more: $(coracle ps -f more.yaml | grep free)"
 coracle down -f more.yaml > /dev/null 2>&1
 coracle down > /dev/null 2>&1; echo "down: $?"
-echo "left: $(ls -d /sys/fs/cgroup/coracle/*/ 2>/dev/null)"
+echo "left: $(ls -d /sys/fs/cgroup/coracle*/*/ 2>/dev/null)"
 echo "log: $(grep -c ERROR /tmp/agent.log)"
 grep -h "WARN\|ERROR" /tmp/agent.log /run/coracle/shim.log
 "#;
@@ -74,6 +94,8 @@ fn limits_hold_and_kills_are_told_on_cgroup_v2() -> anyhow::Result<()> {
     std::fs::write(folder.path().join("demo/compose.yaml"), PROJECT)?;
     let more = "name: more\nservices: {free: {image: \"app:1\", network_mode: none, command: tail /dev/zero}}\n";
     std::fs::write(folder.path().join("demo/more.yaml"), more)?;
+    let granted = "name: granted\nservices: {one: {image: \"app:1\", network_mode: none, devices: [/dev/memory]}}\n";
+    std::fs::write(folder.path().join("demo/granted.yaml"), granted)?;
     let given = |name: &str| folder.path().join(name);
     let said = Guest::new()?.give(&given("layout"), "layout").give(&given("demo"), "demo").run(SCRIPT)?;
     println!("{said}");
@@ -105,6 +127,30 @@ fn limits_hold_and_kills_are_told_on_cgroup_v2() -> anyhow::Result<()> {
     ensure!(check.starts_with("out of memory, limit 16.0 MiB, peak 16.0 MiB"), "{services}");
     let eater = services["eater"]["exits"][0]["detail"].as_str();
     assert_eq!(eater, Some("limit 16.0 MiB, peak 16.0 MiB"));
+    for (service, allowed) in [
+        ("closed", &["null", "granted"][..]),
+        ("ruled", &["null", "make", "outside"]),
+        ("open", &["null", "make", "outside", "write", "memory", "granted", "granted-write"]),
+    ] {
+        for what in ["null", "make", "outside", "write", "memory", "granted", "granted-write"] {
+            // One of them has no such node.
+            if service == "ruled" && what.starts_with("granted") {
+                continue;
+            }
+            let said = is(&format!("{service} {what}"))?;
+            let wanted = if allowed.contains(&what) { "yes" } else { "Operation not permitted" };
+            ensure!(said.ends_with(wanted), "{service} {what}: {said}");
+        }
+    }
+    assert_eq!(
+        is("granted memory")?,
+        "2 devices: /dev/memory is the machine's memory or its ports: only a privileged service may have it"
+    );
+    assert_eq!(
+        is("below")?.trim(),
+        "1",
+        "what is forbidden to all others is not forbidden to privileged services"
+    );
     let killed = is("exec killed")?;
     ensure!(killed.starts_with("137 ") && killed.contains("out of memory: limit 64.0 MiB"), "{killed}");
     ensure!(is("more")?.contains("out of memory: limit 48.0 MiB of /coracle, peak "), "{said}");

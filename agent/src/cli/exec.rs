@@ -49,7 +49,7 @@ pub fn exec(options: &Options) -> Done {
     };
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(anyhow::Error::from)?;
-    let kills = Kills::of(&options.paths.cgroup_of(&container.container));
+    let kills = Kills::of(&container.cgroup);
     let code = runtime.block_on(run(options, request, tty))?;
     if let Some(shortage) = kills.killed(code) {
         eprintln!("coracle: the command was killed, out of memory: {shortage}");

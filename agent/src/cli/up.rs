@@ -161,13 +161,11 @@ fn spawn_agent(paths: &Paths) -> Result<std::process::Child, Failed> {
     Ok(child)
 }
 
-/// Said once for each boot: the device program and the system call filter are not there yet.
+/// Said once for each boot: the system call filter is not there yet.
 fn warn_of_isolation(paths: &Paths) {
     let marker = paths.run.join("isolation-told");
     if !marker.exists() {
-        eprintln!(
-            "warning: isolation is incomplete: containers run without a device program (cgroup v2) and without a system call filter"
-        );
+        eprintln!("warning: isolation is incomplete: containers run without a system call filter");
         // Not remembered: then it is said again.
         let _ = std::fs::write(marker, "");
     }

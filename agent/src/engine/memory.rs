@@ -23,6 +23,12 @@ impl Drop for Watch {
 }
 
 impl Engine {
+    /// Where a container is in the cgroup hierarchy.
+    pub(super) fn cgroup_of(&self, id: &str) -> String {
+        let privileged = self.containers.get(id).is_some_and(|known| known.identity.privileged);
+        self.context.paths.cgroup_of(id, privileged)
+    }
+
     /// Begins and ends to listen, so that every running container is listened to.
     pub(super) fn update_oom_watches(&mut self) {
         let running =
@@ -35,7 +41,7 @@ impl Engine {
             .filter_map(|id| Some((id.clone(), running(id)?)))
             .collect();
         for (id, run) in new {
-            match OomWatch::listen(&self.context.paths.cgroup_of(&id)) {
+            match OomWatch::listen(&self.cgroup_of(&id)) {
                 Ok(watch) => {
                     let task = tokio::task::spawn_local(listen(watch, id.clone(), self.ears.sender.clone()));
                     self.oom_watches.insert(id.clone(), Watch { run, task });
@@ -50,7 +56,7 @@ impl Engine {
 
     /// Notes how many of a container's processes the kernel killed so far in this run.
     pub(super) fn note_oom_kills(&mut self, id: &str) {
-        let kills = cgroup::oom_kills(&self.context.paths.cgroup_of(id));
+        let kills = cgroup::oom_kills(&self.cgroup_of(id));
         let Some(known) = self.containers.get_mut(id) else { return };
         if kills > known.record.oom_kills {
             tracing::warn!(container = %id, kills, "the kernel killed a process for want of memory");

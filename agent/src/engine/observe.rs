@@ -151,7 +151,7 @@ impl Engine {
             return;
         }
         // Read now: the cgroup goes with the next start.
-        let path = self.context.paths.cgroup_of(id);
+        let path = self.context.paths.cgroup_of(id, known.identity.privileged);
         let oom_kills = cgroup::oom_kills(&path);
         known.record.note_end(status, oom_kills, || cgroup::shortage(&path).to_string());
         let last = known.record.last().cloned();

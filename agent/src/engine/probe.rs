@@ -127,7 +127,7 @@ impl Engine {
                 execs: Rc::clone(&self.ears.execs),
                 sender: self.ears.sender.clone(),
                 id: id.clone(),
-                cgroup: self.context.paths.cgroup_of(&id),
+                cgroup: self.cgroup_of(&id),
                 run,
                 check: check.clone(),
                 verdict,

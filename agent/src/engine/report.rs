@@ -133,7 +133,7 @@ impl Engine {
             exits: record.exits.iter().cloned().collect(),
             addresses: record.addresses.clone(),
             log_dropped: shim.map_or(0, |it| it.log_dropped),
-            cgroup: self.context.paths.cgroup_of(id),
+            cgroup: self.cgroup_of(id),
             oom_kills: record.oom_kills,
             last_oom_kill: record.last_oom_kill,
             ..status

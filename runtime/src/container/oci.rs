@@ -35,9 +35,9 @@ pub struct DeviceNode {
     /// `c` or `b`.
     pub kind: char,
     /// Major number.
-    pub major: i64,
+    pub major: u32,
     /// Minor number.
-    pub minor: i64,
+    pub minor: u32,
     /// Mode bits.
     pub mode: u32,
     /// Owner.

@@ -3,7 +3,7 @@
 //! A worker is a fork of the shim. It may block, change its folder, leak descriptors and die: it ends after one deed.
 
 use super::accounts::{AccountError, Accounts, Identity, MAX_ACCOUNT_FILE};
-use super::cgroup::devices::{self, Granted};
+use super::cgroup::devices::{self, Access, FORBIDDEN, Rule};
 use super::cgroup::entry::{self, CgroupError, Entered};
 use super::libcontainer::{self, Io, Launch, Stdio};
 use super::oci::{self, DeviceNode, Resolved};
@@ -83,7 +83,10 @@ impl From<RootError> for Failure {
 impl From<CgroupError> for Failure {
     fn from(error: CgroupError) -> Self {
         let kind = match &error {
-            CgroupError::NoController { .. } | CgroupError::Refused { .. } => FailureKind::Refused,
+            CgroupError::NoController { .. }
+            | CgroupError::Refused { .. }
+            | CgroupError::Devices { .. }
+            | CgroupError::TooManyRules { .. } => FailureKind::Refused,
             CgroupError::System { .. } | CgroupError::None => FailureKind::Internal,
         };
         Self::new(kind, error.to_string())
@@ -161,7 +164,19 @@ fn forget(folders: &Folders, id: &str) -> Result<(), Failure> {
 
 /// Goes into the container's cgroups, and hides them from libcontainer.
 fn enter_cgroups(spec: &ContainerSpec, nodes: &[DeviceNode]) -> Result<Entered, Failure> {
-    let allowed = devices::allowed(&nodes.iter().map(granted).collect::<Vec<_>>(), &spec.device_rules);
+    let mut allowed: Vec<Rule> = devices::every_container().collect();
+    for node in nodes {
+        let rule = granted(node)?;
+        if !spec.privileged && FORBIDDEN.iter().any(|it| it.is_node_of(rule)) {
+            let reason = "is the machine's memory or its ports: only a privileged service may have it";
+            return Err(refused(format!("devices: {} {reason}", node.path)));
+        }
+        allowed.push(rule);
+    }
+    for rule in &spec.device_rules {
+        let rules = Rule::parse(rule);
+        allowed.extend(rules.ok_or_else(|| refused(format!("device_cgroup_rules: {rule:?} is no rule")))?);
+    }
     let entered = entry::enter_new(&spec.cgroup, &spec.limits, (!spec.privileged).then_some(&allowed))?;
     hide_cgroups()?;
     Ok(entered)
@@ -171,8 +186,16 @@ fn hide_cgroups() -> Result<(), Failure> {
     entry::hide().map_err(|error| io_failure("hiding", Path::new("/sys/fs/cgroup"), &error))
 }
 
-fn granted(node: &DeviceNode) -> Granted {
-    Granted { kind: node.kind, major: node.major, minor: node.minor, access: node.access.clone() }
+fn granted(node: &DeviceNode) -> Result<Rule, Failure> {
+    let broken = || refused(format!("devices: {}: {:?} is not some of r, w, m", node.path, node.access));
+    let access = Access::parse(&node.access).ok_or_else(broken)?;
+    let kind = if node.kind == 'b' { devices::Kind::Block } else { devices::Kind::Character };
+    // It is made from within.
+    Ok(Rule::node(kind, node.major, node.minor, access.and_make()))
+}
+
+fn refused(message: String) -> Failure {
+    Failure::new(FailureKind::Refused, message)
 }
 
 fn launch_main(
@@ -384,8 +407,8 @@ fn device_node(device: &DeviceSpec) -> Result<DeviceNode, Failure> {
     Ok(DeviceNode {
         path: device.target.clone(),
         kind,
-        major: libc::major(metadata.rdev()).into(),
-        minor: libc::minor(metadata.rdev()).into(),
+        major: libc::major(metadata.rdev()),
+        minor: libc::minor(metadata.rdev()),
         mode: metadata.mode() & 0o7777,
         uid: metadata.uid(),
         gid: metadata.gid(),

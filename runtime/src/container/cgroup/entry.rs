@@ -4,15 +4,20 @@
 //! the kernel's lock on all forks, which costs a grace period of RCU (10 to 20 ms) when it was not held just before;
 //! a single thread that moves itself on v1 does not (`cgroup_procs_write_start` in kernel/cgroup/cgroup.c).
 
+use super::device_program::{self, Instruction, MAX_RULES};
+use super::devices::{FORBIDDEN, Rule};
 use super::hierarchy::Hierarchies;
 use super::limits::{self, Setting};
 use super::{KILL_PAUSE, KILL_ROUNDS, processes};
 use crate::container::spec::Limits;
+use crate::sys;
+use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// Controllers that are switched on for containers on v2, where the kernel has them.
@@ -51,6 +56,20 @@ pub enum CgroupError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// The kernel does not restrict devices.
+    #[error(
+        "devices: the kernel cannot keep the service from the other devices (cgroup v2 needs CONFIG_CGROUP_BPF), so it does not start: {source}"
+    )]
+    Devices {
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// More rules than a program takes.
+    #[error("devices: {count} rules, at most {MAX_RULES} are taken")]
+    TooManyRules {
+        /// How many there are.
+        count: usize,
+    },
     /// No hierarchy is mounted.
     #[error("no cgroup hierarchy is mounted at /sys/fs/cgroup")]
     None,
@@ -80,11 +99,11 @@ impl Entered {
     }
 }
 
-/// Makes the cgroups of a container anew, sets its limits and device rules (v1; none: every device), and goes in.
+/// Makes the cgroups of a container anew, sets its limits and device rules (none: every device), and goes in.
 ///
 /// # Errors
 /// What is missing or refused, by the name of the field that wants it.
-pub fn enter_new(cgroup: &str, limits: &Limits, devices: Option<&[String]>) -> Result<Entered, CgroupError> {
+pub fn enter_new(cgroup: &str, limits: &Limits, devices: Option<&[Rule]>) -> Result<Entered, CgroupError> {
     let hierarchies = Hierarchies::read().map_err(system(Path::new("/proc/self/mountinfo")))?;
     remove_in(&hierarchies, cgroup)?;
     let relative = cgroup.trim_start_matches('/');
@@ -95,6 +114,10 @@ pub fn enter_new(cgroup: &str, limits: &Limits, devices: Option<&[String]>) -> R
         }
         for setting in limits::v2(limits) {
             set(&folder, &setting)?;
+        }
+        if let (Some(allowed), Some(parent)) = (devices, folder.parent()) {
+            restrict(parent, &device_program::forbid(&FORBIDDEN), Once::Ever)?;
+            restrict(&folder, &device_program::allow(checked(allowed)?), Once::Each)?;
         }
         enter(&folder.join("cgroup.procs"))?;
         return Ok(Entered { tasks: tasks_file(limits, Some(&folder))? });
@@ -111,13 +134,15 @@ pub fn enter_new(cgroup: &str, limits: &Limits, devices: Option<&[String]>) -> R
         set(&folder, &setting)?;
     }
     if let (Some(folder), Some(allowed)) = (folder("devices"), devices) {
+        // The parent forbids nothing here: v1 would then refuse a rule with `*` that is about more than what is
+        // forbidden. Memory and ports still need CAP_SYS_RAWIO.
         let (deny, allow) = (folder.join("devices.deny"), folder.join("devices.allow"));
         std::fs::write(&deny, "a").map_err(system(&deny))?;
-        for rule in allowed {
-            std::fs::write(&allow, rule).map_err(|source| CgroupError::Refused {
+        for rule in allowed.iter().map(Rule::to_string) {
+            std::fs::write(&allow, &rule).map_err(|source| CgroupError::Refused {
                 field: "devices",
                 file: "devices.allow",
-                value: rule.clone(),
+                value: rule,
                 source,
             })?;
         }
@@ -126,6 +151,53 @@ pub fn enter_new(cgroup: &str, limits: &Limits, devices: Option<&[String]>) -> R
         enter(&hierarchy.mount.join(relative).join("tasks"))?;
     }
     Ok(Entered { tasks: tasks_file(limits, folder("pids").as_deref())? })
+}
+
+fn checked(rules: &[Rule]) -> Result<&[Rule], CgroupError> {
+    if rules.len() > MAX_RULES { Err(CgroupError::TooManyRules { count: rules.len() }) } else { Ok(rules) }
+}
+
+/// How often a program is put in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Once {
+    /// The cgroup is new.
+    Each,
+    /// The cgroup stays, and has the same program always.
+    Ever,
+}
+
+/// Puts a device program in force, and sees that it is: v2 has no files for this.
+fn restrict(folder: &Path, program: &[Instruction], once: Once) -> Result<(), CgroupError> {
+    let attach = || -> io::Result<bool> {
+        let cgroup = File::open(folder)?;
+        if once == Once::Ever && !sys::device_programs(cgroup.as_fd())?.is_empty() {
+            return Ok(true);
+        }
+        let program: Vec<u64> = program.iter().copied().map(Instruction::encode).collect();
+        let program = load(&program)?;
+        sys::attach_device_program(cgroup.as_fd(), program.as_fd())?;
+        Ok(sys::device_programs(cgroup.as_fd())?.contains(&sys::program_id(program.as_fd())?))
+    };
+    match attach() {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(CgroupError::Devices { source: io::Error::other("the program is not in force") }),
+        Err(source) => Err(CgroupError::Devices { source }),
+    }
+}
+
+/// Kernels before 5.11 count programs as locked memory of the caller, whose limit is raised for this moment.
+fn load(program: &[u64]) -> io::Result<OwnedFd> {
+    use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
+    match sys::load_device_program(program) {
+        Err(Errno::EPERM) => {
+            let (soft, hard) = getrlimit(Resource::RLIMIT_MEMLOCK)?;
+            setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY)?;
+            let loaded = sys::load_device_program(program);
+            setrlimit(Resource::RLIMIT_MEMLOCK, soft, hard)?;
+            Ok(loaded?)
+        }
+        loaded => Ok(loaded?),
+    }
 }
 
 /// Goes into the cgroups of a container that runs; with a number into a child of its own, so that everything that is

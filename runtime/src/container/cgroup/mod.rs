@@ -4,6 +4,7 @@
 //!
 //! **Invariant.** libcontainer touches no cgroup: a worker hides them from it.
 
+pub mod device_program;
 pub mod devices;
 pub(crate) mod entry;
 mod hierarchy;
