@@ -163,9 +163,7 @@ fn process(service: &Service, image: &KnownImage) -> ProcessSpec {
     if !env.iter().any(|(name, _)| name == "PATH") {
         env.insert(0, ("PATH".to_owned(), PATH.to_owned()));
     }
-    let no_new_privileges = service.security_opt.iter().any(|option| {
-        matches!(option.as_str(), "no-new-privileges" | "no-new-privileges:true" | "no-new-privileges=true")
-    });
+    let privileges_grow = service.security_opt.iter().any(|option| option == "no-new-privileges=false");
     let cwd = service.working_dir.clone().unwrap_or_else(|| image.config.working_dir.clone());
     ProcessSpec {
         args: arguments(service, image),
@@ -175,8 +173,9 @@ fn process(service: &Service, image: &KnownImage) -> ProcessSpec {
         group_add: service.group_add.clone(),
         tty: service.tty.unwrap_or(false),
         stdin_open: service.stdin_open,
-        no_new_privileges,
-        capabilities: capabilities(service),
+        no_new_privileges: !service.privileged && !privileges_grow,
+        capabilities: capabilities(service, DEFAULT_CAPABILITIES),
+        capabilities_of_user: capabilities(service, &[]),
         rlimits: service
             .ulimits
             .iter()
@@ -188,9 +187,9 @@ fn process(service: &Service, image: &KnownImage) -> ProcessSpec {
 
 /// The default ones, less those dropped, with those added; `ALL` stands for every one (Docker's rule: what is added by
 /// name stays although `ALL` is dropped).
-fn capabilities(service: &Service) -> Vec<String> {
+fn capabilities(service: &Service, default: &[&str]) -> Vec<String> {
     let all = || coracle_runtime::container::CAPABILITIES.iter().map(|&it| it.to_owned());
-    let mut granted: Vec<String> = DEFAULT_CAPABILITIES.iter().map(|&it| it.to_owned()).collect();
+    let mut granted: Vec<String> = default.iter().map(|&it| it.to_owned()).collect();
     let names = |list: &[String], name: &str| list.iter().any(|it| it == name);
     if service.privileged || names(&service.cap_add, "ALL") {
         granted = all().collect();

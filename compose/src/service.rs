@@ -363,6 +363,12 @@ fn device_text(reader: &Reader<'_>, node: &Node, field: &str) -> Option<String> 
     })
 }
 
+/// 0 is no limit, as -1 is.
+fn tasks(reader: &Reader<'_>, node: &Node, field: &str) -> Option<i64> {
+    let tasks = reader.integer(node, field, -1, i64::from(i32::MAX))?;
+    Some(if tasks == 0 { -1 } else { tasks })
+}
+
 fn device_rules(reader: &Reader<'_>, node: &Node, field: &str) -> Vec<String> {
     // The kernel's numbers have 12 and 20 bits.
     let number = |text: &str, most: u32| text == "*" || text.parse::<u32>().is_ok_and(|it| it <= most);
@@ -486,7 +492,7 @@ fn limit(reader: &Reader<'_>, limits: &mut Limits, key: &str, node: &Node, field
         "cpu_quota" => limits.cpu_quota = reader.integer(node, field, -1, i64::MAX).filter(|&it| it != 0),
         "cpu_period" => limits.cpu_period = reader.integer(node, field, 1_000, 1_000_000).map(|it| it as u64),
         "cpuset" => limits.cpuset = reader.parsed(node, field, cpu_list),
-        "pids_limit" => limits.pids = reader.integer(node, field, -1, i64::from(i32::MAX)).filter(|&it| it != 0),
+        "pids_limit" => limits.pids = tasks(reader, node, field),
         _ => return false,
     }
     true
@@ -773,7 +779,7 @@ fn resources(reader: &Reader<'_>, kind: &str, node: &Node, field: &str, limits: 
         // 0 is no limit, here as in the fields outside of `deploy`.
         let size = || reader.parsed(node, &field, quantity::size).filter(|&size| size > 0);
         let cpus = || reader.parsed(node, &field, quantity::nano_cpus).filter(|&cpus| cpus > 0);
-        let pids = || reader.integer(node, &field, -1, i64::from(i32::MAX)).filter(|&it| it != 0);
+        let pids = || tasks(reader, node, &field);
         match (key.as_str(), hard) {
             ("cpus", true) => limits.nano_cpus = cpus(),
             ("memory", true) => limits.memory = size(),

@@ -78,6 +78,8 @@ fn plain(mut project: Project) -> Project {
         }
         // They do not write what is false anyway.
         service.tty = service.tty.filter(|&it| it);
+        // Nor that there is no limit on tasks, which is nothing for them; we have one without a word.
+        service.limits.pids = service.limits.pids.filter(|&it| it > 0);
         service.mounts.sort_by(|a, b| a.target.cmp(&b.target));
         service.ports.sort();
     }

@@ -262,5 +262,5 @@ fn a_limit_of_0_is_no_limit_wherever_it_stands() {
     let options = LoadOptions { folder: "/nowhere".into(), ..LoadOptions::default() };
     let loaded = parse_str("f", text, &options).expect("accepted");
     let limits = &loaded.project.services["s"].limits;
-    assert_eq!((limits.memory, limits.nano_cpus, limits.pids), (None, None, None));
+    assert_eq!((limits.memory, limits.nano_cpus, limits.pids), (None, None, Some(-1)));
 }

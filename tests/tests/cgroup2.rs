@@ -94,7 +94,8 @@ fn limits_hold_and_kills_are_told_on_cgroup_v2() -> anyhow::Result<()> {
     std::fs::write(folder.path().join("demo/compose.yaml"), PROJECT)?;
     let more = "name: more\nservices: {free: {image: \"app:1\", network_mode: none, command: tail /dev/zero}}\n";
     std::fs::write(folder.path().join("demo/more.yaml"), more)?;
-    let granted = "name: granted\nservices: {one: {image: \"app:1\", network_mode: none, devices: [/dev/memory]}}\n";
+    let granted =
+        "name: granted\nservices: {one: {image: \"app:1\", network_mode: none, devices: [/dev/memory]}}\n";
     std::fs::write(folder.path().join("demo/granted.yaml"), granted)?;
     let given = |name: &str| folder.path().join(name);
     let said = Guest::new()?.give(&given("layout"), "layout").give(&given("demo"), "demo").run(SCRIPT)?;

@@ -56,7 +56,13 @@ fn a_process_has_what_its_service_says() -> anyhow::Result<()> {
   sealed: {APP, command: sh -c 'touch /x || echo sealed', read_only: true}
   caps: {APP, command: grep CapEff /proc/self/status, cap_drop: [ALL], cap_add: [CHOWN]}
   limits: {APP, command: sh -c 'ulimit -n', ulimits: {nofile: {soft: 77, hard: 88}}}
-  nnp: {APP, command: grep NoNewPrivs /proc/self/status, security_opt: ["no-new-privileges:true"]}
+  nnp: {APP, command: grep NoNewPrivs /proc/self/status}
+  grows: {APP, command: grep NoNewPrivs /proc/self/status, security_opt: ["no-new-privileges:false"]}
+  root: {APP, command: grep Cap /proc/self/status}
+  one: {APP, command: grep Cap /proc/self/status, user: "1000", cap_add: [NET_RAW]}
+  none: {APP, command: grep Cap /proc/self/status, user: "1000:20"}
+  pump: {APP, command: grep Cap /proc/self/status, user: pump}
+  tasks: {APP, command: sleep 1000}
   score: {APP, command: cat /proc/self/oom_score_adj, oom_score_adj: 321}
   terminal: {APP, command: tty, tty: true}
   plain: {APP, command: sh -c 'tty || true'}
@@ -81,6 +87,20 @@ fn a_process_has_what_its_service_says() -> anyhow::Result<()> {
     assert_eq!(words(&board, "caps")?, "CapEff:\t0000000000000001");
     assert_eq!(words(&board, "limits")?, "77");
     assert_eq!(words(&board, "nnp")?, "NoNewPrivs:\t1");
+    assert_eq!(words(&board, "grows")?, "NoNewPrivs:\t0");
+    // Inheritable, permitted, effective, bounding, ambient; capabilities(7) has the numbers.
+    let sets = |service: &str| -> anyhow::Result<Vec<u64>> {
+        let text = words(&board, service)?;
+        text.split_whitespace().skip(1).step_by(2).map(|set| Ok(u64::from_str_radix(set, 16)?)).collect()
+    };
+    let default = [0, 1, 3, 4, 5, 6, 7, 8, 10, 18, 31].iter().fold(0, |set, number| set | 1 << number);
+    assert_eq!(sets("root")?, [0, default, default, default, 0]);
+    assert_eq!(sets("none")?, [0; 5]);
+    assert_eq!(sets("one")?, [0, 0, 0, 1 << 13, 0]);
+    assert_eq!(sets("pump")?, [0, 0, 0, default, 0]);
+    let cgroup = board.service("tasks")?["cgroup"].as_str().context("a cgroup")?.to_owned();
+    let limit = coracle_runtime::container::cgroup::controller(&cgroup, "pids").join("pids.max");
+    assert_eq!(std::fs::read_to_string(limit)?.trim(), "1024");
     assert_eq!(words(&board, "score")?, "321");
     ensure!(words(&board, "terminal")?.starts_with("/dev/"));
     assert_eq!(words(&board, "plain")?, "not a tty");

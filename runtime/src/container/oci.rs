@@ -90,7 +90,12 @@ pub fn config(spec: &ContainerSpec, resolved: &Resolved) -> Value {
 
 /// The `process` object of a container's main process.
 pub fn process(process: &ProcessSpec, identity: &Identity) -> Value {
-    let capabilities: Vec<String> = process.capabilities.iter().map(|name| format!("CAP_{name}")).collect();
+    let user = process.user.split(':').next().unwrap_or_default();
+    let capabilities = match user.parse::<u32>() {
+        Ok(number) if number != 0 => &process.capabilities_of_user,
+        _ => &process.capabilities,
+    };
+    let capabilities: Vec<String> = capabilities.iter().map(|name| format!("CAP_{name}")).collect();
     let mut value = json!({
         "terminal": process.tty,
         "user": { "uid": identity.uid, "gid": identity.gid, "additionalGids": identity.groups },

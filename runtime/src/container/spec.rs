@@ -87,6 +87,8 @@ pub struct ProcessSpec {
     pub no_new_privileges: bool,
     /// Capability names without `CAP_`.
     pub capabilities: Vec<String>,
+    /// The same when the user is a number other than 0: nobody who names one means to become another.
+    pub capabilities_of_user: Vec<String>,
     /// Resource limits.
     pub rlimits: Vec<Rlimit>,
     /// -1000 to 1000 (proc(5)).
@@ -208,7 +210,7 @@ pub struct Limits {
     pub oom_kill_disable: bool,
     /// CPU time.
     pub cpu: CpuLimits,
-    /// Number of tasks; -1 unlimited.
+    /// Number of tasks; -1 unlimited; `None`: as many as the runtime's default.
     pub pids: Option<i64>,
 }
 

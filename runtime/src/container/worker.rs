@@ -246,6 +246,7 @@ pub fn exec(
     let mut process = oci::exec_process(&spec.process, exec);
     if exec.privileged {
         process.capabilities = all_capabilities();
+        process.capabilities_of_user = all_capabilities();
         process.no_new_privileges = false;
     }
     let root = Root::open(Path::new(&format!("/proc/{main_pid}/root")))?;

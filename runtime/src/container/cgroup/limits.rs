@@ -86,9 +86,14 @@ pub fn v1(limits: &Limits) -> Vec<Setting> {
     settings
 }
 
+/// Tasks of a container whose file says nothing. A board's kernel has 32,768 at most: one that forks without end leaves
+/// room for the others, and what it has costs 20 MiB of the kernel's memory.
+const DEFAULT_TASKS: i64 = 1024;
+
 /// The limit on tasks, which is the same file on both, and is set last: what makes the container needs tasks too.
-pub fn tasks(limits: &Limits) -> Option<Setting> {
-    limits.pids.map(|tasks| setting("pids", "pids.max", or_max(tasks), "pids_limit"))
+pub fn tasks(limits: &Limits) -> Setting {
+    let wanted = setting("pids", "pids.max", or_max(limits.pids.unwrap_or(DEFAULT_TASKS)), "pids_limit");
+    Setting { optional: limits.pids.is_none(), ..wanted }
 }
 
 /// Fields that v2 has nothing for.
@@ -172,7 +177,7 @@ mod tests {
     fn unlimited_is_said_in_the_word_of_the_kernel() {
         let limits = Limits { memory: Some(1 << 20), memory_swap: Some(-1), pids: Some(-1), ..Limits::default() };
         assert_eq!(files(&v2(&limits)), ["memory.max=1048576", "memory.swap.max=max"]);
-        assert_eq!(tasks(&limits).map(|it| it.value), Some("max".to_owned()));
+        assert_eq!(tasks(&limits).value, "max");
         assert!(v1(&Limits::default()).is_empty() && v2(&Limits::default()).is_empty());
     }
 
