@@ -8,7 +8,7 @@ use crate::wanted::arguments;
 use coracle_compose::{FileGrant, FileObject, MountSource, NetworkMode, Service};
 use coracle_runtime::container::{
     ContainerSpec, CpuLimits, DEFAULT_CAPABILITIES, DeviceSpec, HostFile, Limits, MountSpec, NetworkNamespace,
-    ProcessSpec, Rlimit, SharedNamespace, SourceSpec,
+    ProcessSpec, Rlimit, Seccomp, SharedNamespace, SourceSpec,
 };
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -164,6 +164,8 @@ fn process(service: &Service, image: &KnownImage) -> ProcessSpec {
         env.insert(0, ("PATH".to_owned(), PATH.to_owned()));
     }
     let privileges_grow = service.security_opt.iter().any(|option| option == "no-new-privileges=false");
+    let unconfined =
+        service.privileged || service.security_opt.iter().any(|option| option == "seccomp=unconfined");
     let cwd = service.working_dir.clone().unwrap_or_else(|| image.config.working_dir.clone());
     ProcessSpec {
         args: arguments(service, image),
@@ -176,6 +178,7 @@ fn process(service: &Service, image: &KnownImage) -> ProcessSpec {
         no_new_privileges: !service.privileged && !privileges_grow,
         capabilities: capabilities(service, DEFAULT_CAPABILITIES),
         capabilities_of_user: capabilities(service, &[]),
+        seccomp: if unconfined { Seccomp::Unconfined } else { Seccomp::Default },
         rlimits: service
             .ulimits
             .iter()

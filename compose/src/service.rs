@@ -398,10 +398,15 @@ fn security_opt(reader: &Reader<'_>, node: &Node, field: &str) -> Vec<String> {
                 kept.push(option.replacen(':', "=", 1))
             }
             other if other.starts_with("label=") || other == "label" => {}
-            "apparmor=unconfined" | "seccomp=unconfined" => {
+            "seccomp=unconfined" => kept.push("seccomp=unconfined".to_owned()),
+            "apparmor=unconfined" => {
                 reader.notice(node.line, field, format!("{option} has no effect yet: no such filter is in force"));
             }
-            _ => reader.refuse(node.line, field, format!("{option:?} is not supported: no-new-privileges")),
+            _ => reader.refuse(
+                node.line,
+                field,
+                format!("{option:?} is not supported: no-new-privileges[:false], seccomp:unconfined"),
+            ),
         }
     }
     kept

@@ -12,6 +12,7 @@ pub mod fuzz;
 pub mod image;
 pub mod memory;
 pub mod network;
+pub mod seccomp;
 pub mod shim;
 mod sys;
 pub mod terminal;

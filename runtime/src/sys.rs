@@ -3,6 +3,7 @@
 //! Everything here runs in the single-threaded shim or in a worker that it forked.
 #![allow(unsafe_code)]
 
+use crate::seccomp::Instruction;
 use nix::errno::Errno;
 use nix::unistd::{ForkResult, Pid};
 use std::ffi::CString;
@@ -94,6 +95,24 @@ pub fn close_descriptors_between(first: RawFd, last: RawFd) {
         // SAFETY: as above.
         unsafe { libc::close(fd) };
     }
+}
+
+/// Has the kernel ask a program at each system call of this thread and of what it starts, for ever (seccomp(2)).
+///
+/// # Errors
+/// EACCES without `no_new_privs` and `CAP_SYS_ADMIN`, EINVAL and ENOSYS where the kernel has no filters.
+pub fn load_filter(program: &[Instruction]) -> Result<(), Errno> {
+    let length = u16::try_from(program.len()).map_err(|_| Errno::E2BIG)?;
+    let mut filter: Vec<libc::sock_filter> = program
+        .iter()
+        .map(|it| libc::sock_filter { code: it.code, jt: it.jump_true, jf: it.jump_false, k: it.operand })
+        .collect();
+    let program = libc::sock_fprog { len: length, filter: filter.as_mut_ptr() };
+    // SAFETY: the kernel reads `len` instructions from `filter`, which lives beyond the call.
+    let result = unsafe {
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, std::ptr::from_ref(&program))
+    };
+    Errno::result(result).map(drop)
 }
 
 // ---- bpf(2): what cgroups of v2 need for their device programs ----

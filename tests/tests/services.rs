@@ -63,6 +63,12 @@ fn a_process_has_what_its_service_says() -> anyhow::Result<()> {
   none: {APP, command: grep Cap /proc/self/status, user: "1000:20"}
   pump: {APP, command: grep Cap /proc/self/status, user: pump}
   tasks: {APP, command: sleep 1000}
+  filtered: {APP, command: grep Seccomp /proc/self/status}
+  reaped: {APP, command: grep -h Seccomp /proc/1/status /proc/self/status, init: true, security_opt: ["no-new-privileges:false"]}
+  grown: {APP, command: "sh -c 'grep Seccomp: /proc/self/status; grep Cap /proc/1/status'", init: true, user: "1000", security_opt: ["no-new-privileges:false"]}
+  free: {APP, command: grep Seccomp /proc/self/status, security_opt: ["seccomp:unconfined"]}
+  all: {APP, command: grep Seccomp /proc/self/status, privileged: true}
+  refused: {APP, command: sh -c 'unshare -U true; unshare -m true; mount -t tmpfs x /tmp', cap_add: [NET_RAW]}
   score: {APP, command: cat /proc/self/oom_score_adj, oom_score_adj: 321}
   terminal: {APP, command: tty, tty: true}
   plain: {APP, command: sh -c 'tty || true'}
@@ -98,6 +104,22 @@ fn a_process_has_what_its_service_says() -> anyhow::Result<()> {
     assert_eq!(sets("none")?, [0; 5]);
     assert_eq!(sets("one")?, [0, 0, 0, 1 << 13, 0]);
     assert_eq!(sets("pump")?, [0, 0, 0, default, 0]);
+    for (service, first, second) in
+        [("filtered", "2", "2"), ("reaped", "2", "2"), ("free", "0", "0"), ("all", "0", "0")]
+    {
+        let text = words(&board, service)?;
+        let modes: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("Seccomp:\t")).collect();
+        ensure!(modes.first() == Some(&first) && modes.last() == Some(&second), "{service}: {text}");
+    }
+    let grown = words(&board, "grown")?;
+    let sets: Vec<&str> = grown.split_whitespace().skip(1).step_by(2).collect();
+    assert_eq!(sets, ["2", &"0".repeat(16), &"0".repeat(16), &"0".repeat(16), &"0".repeat(16), &"0".repeat(16)]);
+    let refused = words(&board, "refused")?;
+    assert_eq!(
+        refused.matches("Operation not permitted").count() + refused.matches("ermission denied").count(),
+        3,
+        "{refused}"
+    );
     let cgroup = board.service("tasks")?["cgroup"].as_str().context("a cgroup")?.to_owned();
     let limit = coracle_runtime::container::cgroup::controller(&cgroup, "pids").join("pids.max");
     assert_eq!(std::fs::read_to_string(limit)?.trim(), "1024");

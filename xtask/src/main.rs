@@ -16,8 +16,18 @@ const USAGE: &str = "usage: cargo xtask test | demo [--once] | bench NAME [--jso
   test    formatting, lints and every test of the workspace; installs what the tests need";
 
 /// Debian packages that the end-to-end tests use.
-const TEST_PACKAGES: &[&str] =
-    &["docker-registry", "skopeo", "nftables", "busybox-static", "iproute2", "qemu-system-x86", "e2fsprogs"];
+const TEST_PACKAGES: &[&str] = &[
+    "docker-registry",
+    "skopeo",
+    "nftables",
+    "busybox-static",
+    "iproute2",
+    "qemu-system-x86",
+    "e2fsprogs",
+    // Judges of the system call filter.
+    "python3-seccomp",
+    "golang-github-containers-common",
+];
 
 fn main() -> anyhow::Result<()> {
     match std::env::args().nth(1).as_deref() {

@@ -41,7 +41,6 @@ pub fn up(options: &Options) -> Done {
         Some(Reply::Taken { order, plan }) => (order, plan.steps),
         _ => return Err(Failed::new(Code::Internal, "the agent gave an answer of another kind")),
     };
-    warn_of_isolation(&options.paths);
     if !steps.iter().any(|step| step.concerns(&project)) {
         eprintln!("{project}: nothing to do");
     }
@@ -159,14 +158,4 @@ fn spawn_agent(paths: &Paths) -> Result<std::process::Child, Failed> {
         .process_group(0)
         .spawn()?;
     Ok(child)
-}
-
-/// Said once for each boot: the system call filter is not there yet.
-fn warn_of_isolation(paths: &Paths) {
-    let marker = paths.run.join("isolation-told");
-    if !marker.exists() {
-        eprintln!("warning: isolation is incomplete: containers run without a system call filter");
-        // Not remembered: then it is said again.
-        let _ = std::fs::write(marker, "");
-    }
 }

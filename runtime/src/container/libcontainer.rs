@@ -5,7 +5,9 @@
 
 use super::init;
 use super::program::{self, NotRunnable};
+use crate::seccomp::Instruction;
 use crate::sys;
+use caps::{CapSet, Capability};
 use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::error::LibcontainerError;
@@ -47,6 +49,10 @@ pub struct Launch {
     pub report: RawFd,
     /// The program runs when a byte, or the end, comes from here.
     pub gate: Option<RawFd>,
+    /// The system call filter; `None`: every call.
+    pub filter: Option<Vec<Instruction>>,
+    /// `CAP_SYS_ADMIN` is there for the filter alone.
+    pub borrows_admin: bool,
 }
 
 impl Executor for Launch {
@@ -58,6 +64,11 @@ impl Executor for Launch {
             // worker opens the gate after that.
             close_all_but(&[self.report, gate]);
             let _ = nix::unistd::read(gate, &mut [0]);
+        }
+        if let Err(reason) = self.confine() {
+            let failure = NotRunnable { code: 126, reason };
+            report(&failure);
+            sys::exit_now(failure.code)
         }
         if self.reaper {
             init::run(&args, &self.env, report);
@@ -79,6 +90,21 @@ impl Executor for Launch {
 }
 
 impl Launch {
+    /// The last thing before the program, and before the reaper, which stays.
+    fn confine(&self) -> Result<(), String> {
+        let Some(filter) = &self.filter else { return Ok(()) };
+        sys::load_filter(filter).map_err(|errno| {
+            format!("the kernel does not take the system call filter (CONFIG_SECCOMP_FILTER), so it does not run: {errno}")
+        })?;
+        if self.borrows_admin {
+            for set in [CapSet::Effective, CapSet::Permitted] {
+                caps::drop(None, set, Capability::CAP_SYS_ADMIN)
+                    .map_err(|error| format!("dropping CAP_SYS_ADMIN: {error}"))?;
+            }
+        }
+        Ok(())
+    }
+
     fn tell(&self, failure: &NotRunnable) {
         let line = serde_json::to_vec(failure).unwrap_or_default();
         // Nobody is left to tell when this fails; the exit code still says it.

@@ -24,7 +24,7 @@ pub use accounts::{AccountError, Accounts, Identity};
 pub(crate) use libcontainer::Stdio;
 pub use spec::{
     ContainerSpec, CpuLimits, DeviceSpec, ExecSpec, HostFile, Limits, MountSpec, NetworkNamespace, ProcessSpec,
-    Rlimit, SPEC_FILE, SharedNamespace, SourceSpec,
+    Rlimit, SPEC_FILE, Seccomp, SharedNamespace, SourceSpec,
 };
 
 /// Capability names by number (linux/capability.h), without `CAP_`.

@@ -1,7 +1,7 @@
 //! From our description to the OCI runtime configuration that libcontainer reads. Pure.
 
 use super::accounts::Identity;
-use super::spec::{ContainerSpec, ExecSpec, MountSpec, ProcessSpec, SharedNamespace, SourceSpec};
+use super::spec::{ContainerSpec, ExecSpec, MountSpec, ProcessSpec, Seccomp, SharedNamespace, SourceSpec};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -90,24 +90,23 @@ pub fn config(spec: &ContainerSpec, resolved: &Resolved) -> Value {
 
 /// The `process` object of a container's main process.
 pub fn process(process: &ProcessSpec, identity: &Identity) -> Value {
-    let user = process.user.split(':').next().unwrap_or_default();
-    let capabilities = match user.parse::<u32>() {
-        Ok(number) if number != 0 => &process.capabilities_of_user,
-        _ => &process.capabilities,
-    };
-    let capabilities: Vec<String> = capabilities.iter().map(|name| format!("CAP_{name}")).collect();
+    let capabilities: Vec<String> = process.granted().iter().map(|name| format!("CAP_{name}")).collect();
+    // A user other than root keeps the bounding set only: capabilities(7), and CVE-2022-29162 for the empty
+    // inheritable set.
+    let mut own = if identity.uid == 0 { capabilities.clone() } else { Vec::new() };
+    if borrows_admin(process) && !own.iter().any(|name| name == "CAP_SYS_ADMIN") {
+        own.push("CAP_SYS_ADMIN".to_owned());
+    }
     let mut value = json!({
         "terminal": process.tty,
         "user": { "uid": identity.uid, "gid": identity.gid, "additionalGids": identity.groups },
         "args": process.args,
         "env": process.env.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>(),
         "cwd": process.cwd,
-        // A user other than root keeps the bounding set only: capabilities(7), and CVE-2022-29162 for the empty
-        // inheritable set.
         "capabilities": {
             "bounding": capabilities,
-            "effective": if identity.uid == 0 { capabilities.clone() } else { Vec::new() },
-            "permitted": if identity.uid == 0 { capabilities.clone() } else { Vec::new() },
+            "effective": own,
+            "permitted": own,
             "inheritable": [],
             "ambient": [],
         },
@@ -122,6 +121,14 @@ pub fn process(process: &ProcessSpec, identity: &Identity) -> Value {
         value["noNewPrivileges"] = json!(true);
     }
     value
+}
+
+/// A filter is loaded by who can gain no privileges, or by who has `CAP_SYS_ADMIN` (seccomp(2)). What has it for that
+/// alone drops it after, and would lose it with the next program anyway: it is not in the bounding set.
+pub fn borrows_admin(process: &ProcessSpec) -> bool {
+    process.seccomp != Seccomp::Unconfined
+        && !process.no_new_privileges
+        && !process.granted().iter().any(|name| name == "SYS_ADMIN")
 }
 
 /// The process of a command: the container's own, with what the command changes.

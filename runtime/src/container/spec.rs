@@ -89,10 +89,33 @@ pub struct ProcessSpec {
     pub capabilities: Vec<String>,
     /// The same when the user is a number other than 0: nobody who names one means to become another.
     pub capabilities_of_user: Vec<String>,
+    /// What it may ask of the kernel.
+    pub seccomp: Seccomp,
     /// Resource limits.
     pub rlimits: Vec<Rlimit>,
     /// -1000 to 1000 (proc(5)).
     pub oom_score_adj: i32,
+}
+
+impl ProcessSpec {
+    /// The capabilities that it has.
+    pub fn granted(&self) -> &[String] {
+        let user = self.user.split(':').next().unwrap_or_default();
+        match user.parse::<u32>() {
+            Ok(number) if number != 0 => &self.capabilities_of_user,
+            _ => &self.capabilities,
+        }
+    }
+}
+
+/// Which system calls a process may make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Seccomp {
+    /// Those of the default profile, for its capabilities.
+    Default,
+    /// All.
+    Unconfined,
 }
 
 /// A command in a running container.

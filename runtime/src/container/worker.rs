@@ -9,13 +9,19 @@ use super::libcontainer::{self, Io, Launch, Stdio};
 use super::oci::{self, DeviceNode, Resolved};
 use super::program::NotRunnable;
 use super::rootfs::{self, Kind, Root, RootError};
-use super::spec::{ContainerSpec, DeviceSpec, ExecSpec, NetworkNamespace, SPEC_FILE, SharedNamespace, SourceSpec};
+use super::spec::{
+    ContainerSpec, DeviceSpec, ExecSpec, NetworkNamespace, ProcessSpec, SPEC_FILE, Seccomp, SharedNamespace,
+    SourceSpec,
+};
 use super::volume;
+use crate::seccomp::{self, Arch, Instruction};
 use crate::shim::{Failure, FailureKind, chain};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
+use nix::unistd::Pid;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -130,6 +136,9 @@ pub fn start(
     barrier: Option<&OwnedFd>,
     pid_of: impl Fn(&str) -> Option<i32>,
 ) -> Result<Made, Failure> {
+    let mut possible = spec.clone();
+    keep_available(&mut possible.process);
+    let spec = &possible;
     private_mounts()?;
     rootfs::mount_overlay(&spec.lower, &spec.upper, &spec.work, &folders.root)?;
     let root = Root::open(&folders.root)?;
@@ -212,6 +221,8 @@ fn launch_main(
         reaper: spec.init,
         report: report_write.as_raw_fd(),
         gate: None,
+        filter: filter(&spec.process)?,
+        borrows_admin: oci::borrows_admin(&spec.process),
     };
     let (io, console) = io_for(output, bundle)?;
     let entered = enter_cgroups(spec, &resolved.devices)?;
@@ -226,6 +237,7 @@ fn launch_main(
     created.start().map_err(|error| Failure::new(FailureKind::Internal, chain(&error)))?;
     drop(report_write);
     wait_until_running(&report)?;
+    see_filter(pid, &spec.process)?;
     Ok(Made { pid, terminal: console.map(|socket| receive_terminal(&socket)).transpose()? })
 }
 
@@ -249,6 +261,7 @@ pub fn exec(
         process.capabilities_of_user = all_capabilities();
         process.no_new_privileges = false;
     }
+    keep_available(&mut process);
     let root = Root::open(Path::new(&format!("/proc/{main_pid}/root")))?;
     if exec.cwd.is_some() {
         rootfs::refuse_below_proc(Path::new(&process.cwd))?;
@@ -269,6 +282,8 @@ pub fn exec(
         reaper: exec.contained,
         report: report_write.as_raw_fd(),
         gate: Some(gate.as_raw_fd()),
+        filter: filter(&process)?,
+        borrows_admin: oci::borrows_admin(&process),
     };
     let (io, console) = io_for(output, &bundle)?;
     private_mounts()?;
@@ -286,6 +301,7 @@ pub fn exec(
     }
     drop((gate, gate_write, report_write));
     wait_until_running(&report)?;
+    see_filter(pid, &process)?;
     Ok(Made { pid, terminal })
 }
 
@@ -433,6 +449,23 @@ fn all_capabilities() -> Vec<String> {
     super::CAPABILITIES.iter().take(last + 1).map(|&name| name.to_owned()).collect()
 }
 
+/// Leaves out what this machine's root has not itself (a machine in a container of another engine, an old kernel): the
+/// kernel would refuse everything for it.
+fn keep_available(process: &mut ProcessSpec) {
+    // Unreadable: then the kernel says what it refuses.
+    let Ok(own) = caps::read(None, caps::CapSet::Permitted) else { return };
+    let own: Vec<String> = own.iter().map(|it| it.to_string().trim_start_matches("CAP_").to_owned()).collect();
+    for names in [&mut process.capabilities, &mut process.capabilities_of_user] {
+        names.retain(|name| {
+            let has = own.contains(name);
+            if !has {
+                tracing::warn!(capability = %name, "this machine's root has it not, so the service has it not");
+            }
+            has
+        });
+    }
+}
+
 fn set_oom_score(pid: i32, score: i32) -> Result<(), Failure> {
     let path = PathBuf::from(format!("/proc/{pid}/oom_score_adj"));
     std::fs::write(&path, score.to_string()).map_err(|error| io_failure("writing", &path, &error))
@@ -452,6 +485,36 @@ fn wait_for_release(barrier: &OwnedFd) -> Result<(), Failure> {
 }
 
 /// Waits until the program runs (the pipe closes at its execve) or says why it cannot.
+/// The program for the process's capabilities.
+fn filter(process: &ProcessSpec) -> Result<Option<Vec<Instruction>>, Failure> {
+    if process.seccomp == Seccomp::Unconfined {
+        return Ok(None);
+    }
+    let arches = Arch::of_this_machine();
+    if arches.is_empty() {
+        let reason = "security_opt: the system calls of this processor are not known; write seccomp=unconfined";
+        return Err(refused(reason.to_owned()));
+    }
+    let capabilities: Vec<&str> = process.granted().iter().map(String::as_str).collect();
+    let program = seccomp::compile(&seccomp::default_profile(&capabilities), arches);
+    program.map(Some).map_err(|error| Failure::new(FailureKind::Internal, error.to_string()))
+}
+
+/// Looks whether the filter is in force; a process without it does not go on.
+fn see_filter(pid: i32, process: &ProcessSpec) -> Result<(), Failure> {
+    if process.seccomp == Seccomp::Unconfined {
+        return Ok(());
+    }
+    // It may have ended already.
+    let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else { return Ok(()) };
+    // 2 is SECCOMP_MODE_FILTER (proc(5)).
+    if status.lines().any(|line| line.split_whitespace().eq(["Seccomp:", "2"])) {
+        return Ok(());
+    }
+    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    Err(Failure::new(FailureKind::Internal, "the system call filter is not in force, so it does not run"))
+}
+
 fn wait_until_running(report: &OwnedFd) -> Result<(), Failure> {
     let mut line = Vec::new();
     let mut buffer = [0; 4096];

@@ -1,0 +1,15 @@
+//! What a container may ask of the kernel: profiles, and the programs that the kernel runs at each system call.
+//!
+//! **Invariant.** Everything here is pure; a worker's child loads the program just before it becomes the container's.
+
+mod calls;
+mod default;
+mod profile;
+mod program;
+
+pub use default::profile as default_profile;
+pub use profile::{Action, Arch, Argument, Compare, Profile, Rule};
+pub use program::{CompileError, Instruction, MAX_INSTRUCTIONS, compile};
+
+#[cfg(test)]
+mod tests;
