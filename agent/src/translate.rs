@@ -178,7 +178,11 @@ fn process(service: &Service, image: &KnownImage) -> ProcessSpec {
         no_new_privileges: !service.privileged && !privileges_grow,
         capabilities: capabilities(service, DEFAULT_CAPABILITIES),
         capabilities_of_user: capabilities(service, &[]),
-        seccomp: if unconfined { Seccomp::Unconfined } else { Seccomp::Default },
+        seccomp: match &service.seccomp {
+            _ if unconfined => Seccomp::Unconfined,
+            Some(profile) => Seccomp::Profile(profile.clone()),
+            None => Seccomp::Default,
+        },
         rlimits: service
             .ulimits
             .iter()

@@ -81,6 +81,24 @@ pub fn resolve(wanted: &Wanted, name: &str, image: &KnownImage, owner: Option<&s
     })
 }
 
+/// Checks the system call profiles that services bring along.
+///
+/// # Errors
+/// Service, field and why, one line.
+pub fn check_profiles(project: &coracle_compose::Project) -> Result<(), String> {
+    use coracle_runtime::seccomp::{self, Arch};
+    let arches = Arch::of_this_machine();
+    let reader = seccomp::Reader { capabilities: &[], kernel: (u32::MAX, 0), arches };
+    for (name, service) in &project.services {
+        let Some(profile) = &service.seccomp else { continue };
+        let compiled = reader
+            .read(profile)
+            .and_then(|(profile, arches)| seccomp::compile(&profile, &arches).map_err(|error| error.to_string()));
+        compiled.map_err(|reason| format!("services.{name}.security_opt: seccomp profile: {reason}"))?;
+    }
+    Ok(())
+}
+
 /// Program and arguments: the file's entrypoint drops the image's command (Compose Specification, `entrypoint`).
 pub fn arguments(service: &Service, image: &KnownImage) -> Vec<String> {
     let mut args = service.entrypoint.clone().unwrap_or_else(|| image.config.entrypoint.clone());

@@ -81,6 +81,8 @@ pub struct Service {
     pub device_cgroup_rules: Vec<String>,
     /// Entries as written, checked; `label` entries are left out.
     pub security_opt: Vec<String>,
+    /// The profile that `security_opt: seccomp:FILE` names, JSON.
+    pub seccomp: Option<String>,
     /// Kernel parameters.
     pub sysctls: BTreeMap<String, String>,
     /// Resource limits by Compose name (`nofile`), soft and hard; -1 is unlimited.

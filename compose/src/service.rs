@@ -139,7 +139,7 @@ fn read_field(
         "cap_drop" => s.cap_drop = capabilities(reader, node, field),
         "devices" => devices(reader, node, field, s),
         "device_cgroup_rules" => s.device_cgroup_rules = device_rules(reader, node, field),
-        "security_opt" => s.security_opt = security_opt(reader, node, field),
+        "security_opt" => (s.security_opt, s.seccomp) = security_opt(reader, node, field, options),
         "sysctls" => s.sysctls = sysctls(reader, node, field),
         "ulimits" => s.ulimits = ulimits(reader, node, field),
         "userns_mode" => s.userns_mode = one_of(reader, node, field, &["host"]),
@@ -390,8 +390,14 @@ fn device_rules(reader: &Reader<'_>, node: &Node, field: &str) -> Vec<String> {
     rules
 }
 
-fn security_opt(reader: &Reader<'_>, node: &Node, field: &str) -> Vec<String> {
-    let mut kept = Vec::new();
+/// Options that are kept, and the seccomp profile that one of them names.
+fn security_opt(
+    reader: &Reader<'_>,
+    node: &Node,
+    field: &str,
+    options: &LoadOptions,
+) -> (Vec<String>, Option<String>) {
+    let (mut kept, mut profile) = (Vec::new(), None);
     for option in reader.words(node, field) {
         match option.replacen(':', "=", 1).as_str() {
             "no-new-privileges" | "no-new-privileges=true" | "no-new-privileges=false" => {
@@ -399,17 +405,26 @@ fn security_opt(reader: &Reader<'_>, node: &Node, field: &str) -> Vec<String> {
             }
             other if other.starts_with("label=") || other == "label" => {}
             "seccomp=unconfined" => kept.push("seccomp=unconfined".to_owned()),
+            other if let Some(file) = other.strip_prefix("seccomp=") => {
+                match crate::text::read(&options.folder.join(file)) {
+                    Ok(text) => profile = Some(text),
+                    Err(error) => reader.refuse(node.line, field, format!("{file}: {error}")),
+                }
+                kept.push(other.to_owned());
+            }
             "apparmor=unconfined" => {
                 reader.notice(node.line, field, format!("{option} has no effect yet: no such filter is in force"));
             }
             _ => reader.refuse(
                 node.line,
                 field,
-                format!("{option:?} is not supported: no-new-privileges[:false], seccomp:unconfined"),
+                format!(
+                    "{option:?} is not supported: no-new-privileges[:false], seccomp:FILE, seccomp:unconfined"
+                ),
             ),
         }
     }
-    kept
+    (kept, profile)
 }
 
 fn sysctls(reader: &Reader<'_>, node: &Node, field: &str) -> BTreeMap<String, String> {

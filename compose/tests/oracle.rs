@@ -242,7 +242,15 @@ const FIELDS: &[(&str, &[&str])] = &[
     ("stdin_open", &["true"]),
     ("cap_add", &["[NET_ADMIN, SYS_TIME]", "[ALL]", "[CAP_NET_RAW]", "[NET_ADMIN, NET_ADMIN]"]),
     ("cap_drop", &["[ALL]", "[MKNOD]"]),
-    ("security_opt", &["[\"no-new-privileges:true\"]", "[no-new-privileges]", "[\"no-new-privileges=true\"]"]),
+    (
+        "security_opt",
+        &[
+            "[\"seccomp:unconfined\"]",
+            "[\"no-new-privileges:true\"]",
+            "[no-new-privileges]",
+            "[\"no-new-privileges=true\"]",
+        ],
+    ),
     (
         "sysctls",
         &["{net.core.somaxconn: 1024}", "[\"net.ipv4.ip_forward=1\"]", "{net.ipv4.tcp_syncookies: \"0\"}"],

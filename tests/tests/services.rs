@@ -351,6 +351,42 @@ fn logs_that_are_kept_in_files_outlive_agent_shim_and_container_within_their_bou
     Ok(())
 }
 
+#[test]
+fn a_profile_of_the_project_decides_which_system_calls_are_made() -> anyhow::Result<()> {
+    needs_all!();
+    let board = Board::with_app()?;
+    let folder = board.path().join("demo");
+    std::fs::create_dir_all(&folder)?;
+    let profile = |action: &str| {
+        format!(
+            r#"{{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{{"names": ["mkdir", "mkdirat"], "action": "{action}", "errnoRet": 28}}]}}"#
+        )
+    };
+    std::fs::write(folder.join("profile.json"), profile("SCMP_ACT_ERRNO"))?;
+    let text = "  s: {APP, command: sh -c 'mkdir /x; sleep 1000', security_opt: [\"seccomp:./profile.json\"]}\n";
+    up(&board, text)?;
+    let said = || board.coracle(&["logs", "--no-log-prefix", "s"]);
+    wait_for("the answer", || Ok(said()?.contains("No space left on device")))?;
+    // A command has the same.
+    let exec = board.output(&["exec", "-T", "s", "mkdir", "/y"])?;
+    ensure!(String::from_utf8_lossy(&exec.stderr).contains("No space left"), "{exec:?}");
+    let pid = board.service("s")?["pid"].clone();
+    std::fs::write(folder.join("profile.json"), profile("SCMP_ACT_NOTIFY"))?;
+    for command in [&["config"][..], &["up", "-d"]] {
+        let (code, refused) = board.refused(command)?;
+        ensure!(
+            code == 2 && refused.contains("services.s.security_opt: seccomp profile: syscalls[0].action"),
+            "{refused}"
+        );
+    }
+    assert_eq!(board.service("s")?["pid"], pid, "nothing that runs was changed");
+    // Another profile is another container.
+    std::fs::write(folder.join("profile.json"), profile("SCMP_ACT_ALLOW"))?;
+    board.coracle(&["up", "-d"])?;
+    ensure!(board.service("s")?["pid"] != pid);
+    board.coracle(&["exec", "-T", "s", "mkdir", "/z"]).map(drop)
+}
+
 // F2
 #[test]
 fn memory_that_ran_out_is_told_from_an_exit() -> anyhow::Result<()> {

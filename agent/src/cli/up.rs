@@ -88,6 +88,7 @@ pub fn load(options: &Options) -> Result<Loaded, Failed> {
     for notice in &loaded.warnings {
         eprintln!("warning: {notice}");
     }
+    crate::wanted::check_profiles(&loaded.project).map_err(|reason| Failed::new(Code::Configuration, reason))?;
     Ok(loaded)
 }
 

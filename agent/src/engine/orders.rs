@@ -133,6 +133,8 @@ impl Engine {
     fn up(&mut self, target: &mut Target, wanted: Wanted, recreate: bool, pull: bool) -> Result<(), Refusal> {
         let name = wanted.project.name.clone();
         let services: Vec<String> = wanted.project.services.keys().cloned().collect();
+        crate::wanted::check_profiles(&wanted.project)
+            .map_err(|reason| Refusal::new(Code::Configuration, reason))?;
         put(target, wanted);
         let problems = plan::plan(&self.current(), target, boot_now()).problems;
         let mine: Vec<String> = problems.iter().filter(|it| it.project == name).map(ToString::to_string).collect();

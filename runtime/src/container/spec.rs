@@ -109,11 +109,13 @@ impl ProcessSpec {
 }
 
 /// Which system calls a process may make.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Seccomp {
     /// Those of the default profile, for its capabilities.
     Default,
+    /// Those of a profile in the form of Docker's.
+    Profile(String),
     /// All.
     Unconfined,
 }

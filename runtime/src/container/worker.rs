@@ -496,8 +496,23 @@ fn filter(process: &ProcessSpec) -> Result<Option<Vec<Instruction>>, Failure> {
         return Err(refused(reason.to_owned()));
     }
     let capabilities: Vec<&str> = process.granted().iter().map(String::as_str).collect();
-    let program = seccomp::compile(&seccomp::default_profile(&capabilities), arches);
-    program.map(Some).map_err(|error| Failure::new(FailureKind::Internal, error.to_string()))
+    let (profile, arches) = match &process.seccomp {
+        Seccomp::Profile(text) => {
+            seccomp::Reader { capabilities: &capabilities, kernel: kernel_version(), arches }
+                .read(text)
+                .map_err(|reason| refused(format!("security_opt: seccomp profile: {reason}")))?
+        }
+        _ => (seccomp::default_profile(&capabilities), arches.to_vec()),
+    };
+    let program = seccomp::compile(&profile, &arches);
+    program.map(Some).map_err(|error| refused(format!("security_opt: seccomp profile: {error}")))
+}
+
+/// Major and minor version of this kernel; 0.0 when it says something else.
+fn kernel_version() -> (u32, u32) {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut numbers = release.split(|it: char| !it.is_ascii_digit()).map_while(|it| it.parse().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
 /// Looks whether the filter is in force; a process without it does not go on.

@@ -4,10 +4,12 @@
 
 mod calls;
 mod default;
+mod json;
 mod profile;
 mod program;
 
 pub use default::profile as default_profile;
+pub use json::{MAX_BYTES, Reader};
 pub use profile::{Action, Arch, Argument, Compare, Profile, Rule};
 pub use program::{CompileError, Instruction, MAX_INSTRUCTIONS, compile};
 

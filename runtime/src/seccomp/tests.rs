@@ -477,3 +477,107 @@ fn what_differs_from_the_profile_of_podman_has_a_reason() {
     }
     assert_eq!((stricter, looser), (listed(STRICTER), listed(LOOSER)));
 }
+
+fn read(text: &str, capabilities: &[&str], kernel: (u32, u32)) -> Result<(Profile, Vec<Arch>), String> {
+    json::Reader { capabilities, kernel, arches: &[Arch::X86_64, Arch::X86] }.read(text)
+}
+
+#[test]
+fn a_profile_in_the_form_of_docker_says_what_it_says_there() {
+    let text = r#"{
+        "defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 38,
+        "archMap": [{"architecture": "SCMP_ARCH_X86_64", "subArchitectures": ["SCMP_ARCH_X32"]}],
+        "syscalls": [
+            {"names": ["clone"], "action": "SCMP_ACT_ALLOW",
+             "args": [{"index": 0, "value": 2114060288, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}],
+             "comment": "no namespaces", "includes": {}, "excludes": {"caps": ["CAP_SYS_ADMIN"], "arches": ["s390x"]}},
+            {"name": "read", "action": "SCMP_ACT_LOG", "args": null},
+            {"names": ["ptrace"], "action": "SCMP_ACT_ALLOW", "includes": {"minKernel": "4.8"}},
+            {"names": ["bpf", "timerfd"], "action": "SCMP_ACT_ALLOW", "includes": {"caps": ["CAP_BPF"]}},
+            {"names": ["bpf"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1, "excludes": {"caps": ["CAP_BPF"]}},
+            {"names": ["close"], "action": "SCMP_ACT_KILL", "includes": {"arches": ["arm"]}},
+            {"names": ["getpid"], "action": "SCMP_ACT_ERRNO", "args": [{"index": 5, "value": 1, "op": "SCMP_CMP_NE"}]},
+            {"names": ["getpid"], "action": "SCMP_ACT_ALLOW"}
+        ]
+    }"#;
+    let of = |capabilities: &[&str], kernel, name: &str, first| {
+        let (profile, arches) = read(text, capabilities, kernel).expect("reads");
+        // 32-bit programs are not named.
+        assert_eq!(arches, [Arch::X86_64]);
+        answer(&profile, Arch::X86_64, name, [first, 0, 0, 0, 0, 0])
+    };
+    let new = (6, 1);
+    assert_eq!(of(&[], new, "clone", 0), ALLOWED);
+    assert_eq!(of(&[], new, "clone", 0x1000_0000), ENOSYS);
+    assert_eq!(of(&["SYS_ADMIN"], new, "clone", 0), ENOSYS);
+    assert_eq!(of(&[], new, "read", 0), Action::Log.encode());
+    assert_eq!([of(&[], new, "ptrace", 0), of(&[], (4, 7), "ptrace", 0)], [ALLOWED, ENOSYS]);
+    assert_eq!([of(&["BPF"], new, "bpf", 0), of(&[], new, "bpf", 0)], [ALLOWED, EPERM]);
+    assert_eq!(of(&[], new, "close", 0), ENOSYS);
+    assert_eq!(of(&[], new, "getpid", 0), ALLOWED);
+}
+
+#[test]
+fn a_profile_that_cannot_be_kept_is_refused_by_the_name_of_its_field() {
+    let entry = |entry: &str| format!(r#"{{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{entry}]}}"#);
+    for (text, words) in [
+        ("{".to_owned(), "EOF"),
+        ("{}".to_owned(), "missing field `defaultAction`"),
+        (r#"{"defaultAction": "allow"}"#.to_owned(), "defaultAction: \"allow\" is not known"),
+        (
+            r#"{"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/x"}"#.to_owned(),
+            "unknown field `listenerPath`",
+        ),
+        (r#"{"defaultAction": "SCMP_ACT_ALLOW", "flags": ["SECCOMP_FILTER_FLAG_TSYNC"]}"#.to_owned(), "flags: "),
+        (entry(r#"{"names": ["read"], "action": "SCMP_ACT_NOTIFY"}"#), "syscalls[0].action: SCMP_ACT_NOTIFY"),
+        (entry(r#"{"names": [], "action": "SCMP_ACT_ALLOW"}"#), "syscalls[0].names: no call"),
+        (entry(r#"{"names": ["a"], "action": "SCMP_ACT_ERRNO", "errnoRet": 4096}"#), "errnoRet 4096"),
+        (
+            entry(
+                r#"{"names": ["a"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 6, "value": 0, "op": "SCMP_CMP_EQ"}]}"#,
+            ),
+            "syscalls[0].args[0].index: 6",
+        ),
+        (
+            entry(
+                r#"{"names": ["a"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 0, "value": 0, "op": "EQ"}]}"#,
+            ),
+            "syscalls[0].args[0].op: \"EQ\"",
+        ),
+        (
+            entry(r#"{"names": ["a"], "action": "SCMP_ACT_ALLOW", "includes": {"minKernel": "x"}}"#),
+            "minKernel: \"x\"",
+        ),
+        (" ".repeat(json::MAX_BYTES + 1), "larger than 262144 bytes"),
+    ] {
+        let said = read(&text, &[], (6, 1)).expect_err("refused");
+        assert!(said.contains(words), "{words}: {said}");
+    }
+}
+
+#[test]
+fn podman_s_own_profile_is_read_and_gives_its_verdicts() {
+    let Ok(text) = std::fs::read_to_string(PODMAN) else {
+        println!("skipped: {PODMAN} is not there (golang-github-containers-common)");
+        return;
+    };
+    let parsed: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    for capabilities in [&[][..], &["SYS_ADMIN"], &["SYS_TIME", "SYS_PTRACE"]] {
+        let (profile, arches) = read(&text, capabilities, (6, 1)).expect("reads");
+        assert_eq!(arches, [Arch::X86_64, Arch::X86]);
+        let allowed = allowed_by_podman(&parsed, Arch::X86_64, capabilities);
+        let program = compile(&profile, &arches).expect("compiles");
+        for name in all_names() {
+            let Some(number) = calls::number(Arch::X86_64, name) else { continue };
+            let call = Call { number, arch: Arch::X86_64.token(), arguments: [0; 6] };
+            assert_eq!(run(&program, call) == Some(ALLOWED), allowed.contains(name), "{name}");
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_profile_is_answered(text in "[{}\\[\\]\",:a-zA-Z0-9_]{0,200}|.{0,100}") {
+        let _ = read(&text, &[], (6, 1));
+    }
+}
