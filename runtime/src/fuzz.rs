@@ -6,6 +6,7 @@ use crate::image::{
     self, Compression, Document, Platform, Reference, choose, decompressed, parse_config, parse_manifest,
 };
 use crate::network::dns::{self, Answer, Zone};
+use crate::seccomp::{self, Arch};
 use crate::shim::{decode_reply, decode_request};
 use std::io::Read;
 use std::net::Ipv4Addr;
@@ -61,6 +62,24 @@ pub fn config(data: &[u8]) {
             assert_eq!(serde_json::from_slice::<image::ImageConfig>(&kept).expect("read again"), config);
         }
         Err(error) => one_line(&error.to_string()),
+    }
+}
+
+/// System call profile: what is accepted becomes a program whose every jump lands inside it.
+pub fn profile(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let arches = &[Arch::X86_64, Arch::X86];
+    let reader = seccomp::Reader { capabilities: &["SYS_ADMIN"], kernel: (6, 1), arches };
+    match reader.read(text) {
+        Ok((profile, arches)) => {
+            let Ok(program) = seccomp::compile(&profile, &arches) else { return };
+            for (at, instruction) in program.iter().enumerate() {
+                let far = if instruction.code == 5 { instruction.operand as usize } else { 0 };
+                let over = far.max(instruction.jump_true.max(instruction.jump_false).into());
+                assert!(at + over + usize::from(instruction.code != 6) < program.len(), "{at}: {instruction:?}");
+            }
+        }
+        Err(reason) => one_line(&reason),
     }
 }
 
@@ -224,6 +243,20 @@ mod tests {
     #[test]
     fn a_configuration_that_was_hurt_is_refused_in_one_line_or_survives_being_kept() {
         campaign(&documents()[2..], &JSON_WORDS, 30_000, config);
+    }
+
+    #[test]
+    fn a_profile_that_was_hurt_is_refused_in_one_line_or_becomes_a_whole_program() {
+        let seed = br#"{"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 38,
+            "archMap": [{"architecture": "SCMP_ARCH_X86_64", "subArchitectures": ["SCMP_ARCH_X86"]}],
+            "syscalls": [{"names": ["read", "clone"], "action": "SCMP_ACT_ALLOW", "args": [
+                {"index": 0, "value": 2114060288, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"},
+                {"index": 5, "value": 1, "op": "SCMP_CMP_GE"}],
+                "includes": {"caps": ["CAP_SYS_ADMIN"], "minKernel": "4.8"}, "excludes": {"arches": ["arm"]}}]}"#;
+        let words =
+            [&JSON_WORDS[..], &[b"SCMP_ACT_ALLOW", b"SCMP_CMP_LT", b"SCMP_ACT_NOTIFY", b"write", b"4294967296"]]
+                .concat();
+        campaign(&[seed.to_vec()], &words, 30_000, profile);
     }
 
     const BUSY: &[u8] = include_bytes!("../tests/corpus/layers/everything.tar");

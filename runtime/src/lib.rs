@@ -16,3 +16,4 @@ pub mod seccomp;
 pub mod shim;
 mod sys;
 pub mod terminal;
+mod untrusted;

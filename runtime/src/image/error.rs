@@ -1,12 +1,10 @@
 //! What can go wrong with images, and whether trying again can help.
 
 use super::reference::ReferenceError;
+use crate::untrusted::one_line;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
-
-/// Characters of a message's part that come from outside: a manifest may hold 4 MiB of anything.
-const MAX_TEXT: usize = 300;
 
 /// Kinds of failures; each has its own exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,19 +158,6 @@ impl Error {
         let path = path.into();
         move |source| Self::Store { action, path, source }
     }
-}
-
-/// Text that others wrote as one line of bearable length.
-pub(super) fn one_line(text: &str) -> String {
-    let cut = text.char_indices().nth(MAX_TEXT).map(|(at, _)| at);
-    let mut line = String::new();
-    for char in text[..cut.unwrap_or(text.len())].chars() {
-        if char.is_control() { line.extend(char.escape_default()) } else { line.push(char) }
-    }
-    if cut.is_some() {
-        line.push('…');
-    }
-    line
 }
 
 fn is_full(error: &io::Error) -> bool {

@@ -1,8 +1,9 @@
 //! Manifests and indexes, OCI and Docker schema 2 (OCI image-spec manifest.md, image-index.md).
 
-use super::error::{Error, one_line};
+use super::error::Error;
 use super::platform::{NoMatch, Platform};
 use super::reference::is_digest;
+use crate::untrusted::one_line;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 

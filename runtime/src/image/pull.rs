@@ -346,7 +346,10 @@ fn check(
     if platform.rank(&stated).is_none() && !indexed {
         return Err(Error::NoPlatform {
             image: name.to_owned(),
-            reason: format!("is for {}; this board is {platform}", super::error::one_line(&stated.to_string())),
+            reason: format!(
+                "is for {}; this board is {platform}",
+                crate::untrusted::one_line(&stated.to_string())
+            ),
         });
     }
     if config.diff_ids.len() != manifest.layers.len() {

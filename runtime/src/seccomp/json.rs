@@ -2,6 +2,7 @@
 //! kernels (moby `profiles/seccomp`; OCI runtime-spec config-linux.md, Seccomp). Pure.
 
 use super::profile::{Action, Arch, Argument, Compare, Profile, Rule};
+use crate::untrusted::one_line;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
@@ -88,6 +89,10 @@ impl Reader<'_> {
     /// # Errors
     /// The field and why, one line.
     pub fn read(&self, text: &str) -> Result<(Profile, Vec<Arch>), String> {
+        self.read_file(text).map_err(|reason| one_line(&reason))
+    }
+
+    fn read_file(&self, text: &str) -> Result<(Profile, Vec<Arch>), String> {
         if text.len() > MAX_BYTES {
             return Err(format!("larger than {MAX_BYTES} bytes"));
         }
