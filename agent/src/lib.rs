@@ -9,6 +9,7 @@
 //! **Invariant.** Only [`plan`] decides; only `execute` changes anything; only the loop in `reconcile` tries again.
 #![forbid(unsafe_code)]
 
+#[macro_use]
 pub mod cli;
 pub mod clock;
 pub mod control;
@@ -19,6 +20,7 @@ mod execute;
 pub mod exit;
 pub mod health;
 pub mod logfile;
+pub mod oci;
 pub mod paths;
 pub mod plan;
 pub mod restart;

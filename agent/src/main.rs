@@ -2,5 +2,11 @@
 #![forbid(unsafe_code)]
 
 fn main() -> std::process::ExitCode {
-    coracle::cli::main().into()
+    if let Some(code) = coracle::oci::called_as_helper() {
+        return code.into();
+    }
+    match coracle::oci::called() {
+        Some(arguments) => coracle::oci::main(arguments).into(),
+        None => coracle::cli::main().into(),
+    }
 }

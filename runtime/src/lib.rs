@@ -12,8 +12,11 @@ pub mod fuzz;
 pub mod image;
 pub mod memory;
 pub mod network;
+pub mod oci;
 pub mod seccomp;
 pub mod shim;
 mod sys;
 pub mod terminal;
 mod untrusted;
+
+pub use untrusted::one_line;

@@ -65,6 +65,61 @@ pub fn become_subreaper() -> Result<(), Errno> {
     nix::sys::prctl::set_child_subreaper(true)
 }
 
+/// Gives this process a session keyring of its own (keyctl(2), `KEYCTL_JOIN_SESSION_KEYRING`). Kernels without keys
+/// have none to share.
+pub fn join_session_keyring(name: &std::ffi::CStr) {
+    const KEYCTL_JOIN_SESSION_KEYRING: libc::c_int = 1;
+    // SAFETY: the kernel reads a string that ends in NUL, which lives beyond the call.
+    unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr()) };
+}
+
+/// A descriptor of a process, readable once it has ended (pidfd_open(2)).
+///
+/// # Errors
+/// ESRCH when there is none, ENOSYS before Linux 5.3.
+pub fn open_process(pid: i32) -> Result<OwnedFd, Errno> {
+    let pid = rustix::process::Pid::from_raw(pid).ok_or(Errno::ESRCH)?;
+    rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())
+        .map_err(|errno| Errno::from_raw(errno.raw_os_error()))
+}
+
+/// Sends a signal, by number: the kernel knows more of them than have names.
+///
+/// # Errors
+/// ESRCH, EPERM, EINVAL; ENOSYS before Linux 5.1.
+pub fn signal_process(process: BorrowedFd<'_>, signal: i32) -> Result<(), Errno> {
+    let nothing: *const libc::siginfo_t = std::ptr::null();
+    // SAFETY: no memory is passed.
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal, nothing, 0) };
+    Errno::result(result).map(drop)
+}
+
+/// Sends a signal by number to a process by number (kill(2)); its result.
+pub fn kill_number(pid: i32, signal: i32) -> libc::c_int {
+    // SAFETY: no memory is passed.
+    unsafe { libc::kill(pid, signal) }
+}
+
+/// Sets attributes (`MOUNT_ATTR_*`) of a mount that was opened (mount_setattr(2)).
+///
+/// # Errors
+/// ENOSYS before Linux 5.12.
+pub fn set_mount_attributes(mount: &OwnedFd, set: u32) -> Result<(), Errno> {
+    let attributes = libc::mount_attr { attr_set: set.into(), attr_clr: 0, propagation: 0, userns_fd: 0 };
+    // SAFETY: the kernel reads an empty string and a structure of the size that it is told.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    Errno::result(result).map(drop)
+}
+
 /// Borrows a descriptor by number.
 ///
 /// The callers are launchers in a new process: the descriptor was handed down to them by number and stays open until
@@ -119,6 +174,8 @@ pub fn load_filter(program: &[Instruction]) -> Result<(), Errno> {
 
 const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_PROG_ATTACH: libc::c_int = 8;
+const BPF_PROG_DETACH: libc::c_int = 9;
+const BPF_PROG_GET_FD_BY_ID: libc::c_int = 13;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_PROG_QUERY: libc::c_int = 16;
 const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
@@ -162,6 +219,14 @@ struct QueryPrograms {
     ids: u64,
     count: u32,
     _unused: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct ProgramById {
+    id: u32,
+    next: u32,
+    flags: u32,
 }
 
 #[repr(C)]
@@ -221,6 +286,31 @@ pub fn attach_device_program(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) ->
         flags: BPF_F_ALLOW_MULTI,
     };
     bpf(BPF_PROG_ATTACH, &mut attributes).map(drop)
+}
+
+/// Takes a device program of a cgroup out of force.
+///
+/// # Errors
+/// What bpf(2) returns.
+pub fn detach_device_program(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> Result<(), Errno> {
+    let mut attributes = AttachProgram {
+        target: cgroup.as_raw_fd() as u32,
+        program: program.as_raw_fd() as u32,
+        attach_type: BPF_CGROUP_DEVICE,
+        flags: 0,
+    };
+    bpf(BPF_PROG_DETACH, &mut attributes).map(drop)
+}
+
+/// Opens a program by the kernel's id of it.
+///
+/// # Errors
+/// ENOENT when it is gone, EPERM without the capability.
+pub fn program_by_id(id: u32) -> Result<OwnedFd, Errno> {
+    let mut attributes = ProgramById { id, ..ProgramById::default() };
+    let fd = bpf(BPF_PROG_GET_FD_BY_ID, &mut attributes)?;
+    // SAFETY: the kernel has just made it for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
 /// The ids of a cgroup's own device programs.

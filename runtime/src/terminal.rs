@@ -16,3 +16,12 @@ pub fn set_size(terminal: BorrowedFd<'_>, rows: u16, columns: u16) -> std::io::R
     let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
     Ok(tcsetwinsize(terminal, size)?)
 }
+
+/// Takes a terminal that is sent through an accepted socket (`SCM_RIGHTS`, unix(7)), as `--console-socket` has it.
+///
+/// # Errors
+/// What recvmsg(2) returns.
+pub fn receive(socket: std::os::fd::RawFd) -> std::io::Result<Option<std::os::fd::OwnedFd>> {
+    let socket = crate::sys::own(socket);
+    Ok(crate::shim::receive_descriptor(&socket)?)
+}

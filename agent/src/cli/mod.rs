@@ -1,7 +1,7 @@
 //! The command line: words with the meaning that they have in Docker Compose.
 
 #[macro_use]
-mod output;
+pub(crate) mod output;
 
 mod config;
 mod exec;
@@ -10,7 +10,7 @@ mod options;
 mod progress;
 mod service;
 mod table;
-mod terminal;
+pub(crate) mod terminal;
 mod up;
 mod view;
 
@@ -32,6 +32,12 @@ pub struct Failed {
 impl Failed {
     fn new(code: Code, message: impl Into<String>) -> Self {
         Self { code, message: message.into() }
+    }
+}
+
+impl std::fmt::Display for Failed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
     }
 }
 

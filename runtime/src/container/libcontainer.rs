@@ -5,6 +5,7 @@
 
 use super::init;
 use super::program::{self, NotRunnable};
+use crate::oci::hooks::{self, Moment};
 use crate::seccomp::Instruction;
 use crate::sys;
 use caps::{CapSet, Capability};
@@ -14,6 +15,7 @@ use libcontainer::error::LibcontainerError;
 use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use oci_spec::runtime::Spec;
+use serde_json::Value;
 use std::collections::HashMap;
 use std::os::fd::{OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
@@ -36,6 +38,8 @@ pub enum Io {
     Stdio(Stdio),
     /// A terminal, whose master is sent to this socket.
     Terminal(PathBuf),
+    /// Those of this process.
+    Inherited,
 }
 
 /// What runs in init just before the program.
@@ -53,13 +57,53 @@ pub struct Launch {
     pub filter: Option<Vec<Instruction>>,
     /// `CAP_SYS_ADMIN` is there for the filter alone.
     pub borrows_admin: bool,
+    /// What a container of the OCI command line does besides.
+    pub waiting: Option<Waiting>,
+}
+
+/// What the first process of a container of the OCI command line does besides.
+#[derive(Debug, Clone)]
+pub struct Waiting {
+    /// The program runs when a byte comes from here.
+    pub start: Option<RawFd>,
+    /// Descriptors above 2 that the program gets.
+    pub preserved: i32,
+    /// Rows and columns of the terminal.
+    pub console: Option<(u16, u16)>,
+    /// The configuration, with the hooks that run inside.
+    pub config: Value,
+    /// The container's state, for them.
+    pub state: Value,
+}
+
+impl Waiting {
+    /// Waits for `start`, and runs the hooks that come before the program.
+    fn wait(&self, launch: &Launch) -> Result<(), String> {
+        let mut kept: Vec<RawFd> = (3..3 + self.preserved).chain([launch.report]).chain(launch.gate).collect();
+        kept.extend(self.start);
+        close_all_but(&kept);
+        if let Some((rows, columns)) = self.console {
+            // Descriptor 0 is the terminal then; without one there is nothing to size.
+            let _ = crate::terminal::set_size(sys::borrow(0), rows, columns);
+        }
+        let Some(start) = self.start else { return Ok(()) };
+        while nix::unistd::read(start, &mut [0]) == Err(nix::errno::Errno::EINTR) {}
+        let hooks = hooks::run(&self.config, Moment::StartContainer, &self.state, &launch.env);
+        hooks.map_err(|error| error.to_string())
+    }
 }
 
 impl Executor for Launch {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
         let args = spec.process().as_ref().and_then(|process| process.args().clone()).unwrap_or_default();
         let report = |failure: &NotRunnable| self.tell(failure);
-        if let Some(gate) = self.gate {
+        if let Some(waiting) = &self.waiting
+            && let Err(reason) = waiting.wait(self)
+        {
+            report(&NotRunnable { code: 126, reason });
+            sys::exit_now(126)
+        }
+        if let Some(gate) = self.gate.filter(|_| self.waiting.is_none()) {
             // libcontainer waits for the descriptors of a command to close before it returns to the worker, and the
             // worker opens the gate after that.
             close_all_but(&[self.report, gate]);
@@ -78,7 +122,13 @@ impl Executor for Launch {
         sys::exit_now(failure.code)
     }
 
-    fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
+    fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
+        // Engines want to know at `create` already, in the words of runc.
+        if self.waiting.is_some() {
+            let args = spec.process().as_ref().and_then(|process| process.args().as_deref()).unwrap_or_default();
+            let found = program::find(args, &self.env);
+            return found.map_err(|it| ExecutorValidationError::ArgValidationError(it.reason));
+        }
         // `exec` finds the program as the container will see it; libcontainer's own check is stricter than the kernel.
         Ok(())
     }
@@ -123,21 +173,46 @@ fn close_all_but(kept: &[RawFd]) {
     sys::close_descriptors_from(first);
 }
 
+/// What is to be made.
+#[derive(Debug, Clone, Copy)]
+pub struct Making<'a> {
+    /// The container.
+    pub id: &'a str,
+    /// libcontainer's own folder.
+    pub root: &'a Path,
+    /// The bundle's folder; for a command the file that describes its process.
+    pub bundle: &'a Path,
+    /// Descriptors above 2 that the program gets.
+    pub preserve_fds: i32,
+    /// Only change the root (chroot(2)).
+    pub no_pivot: bool,
+    /// Its parent is the caller's parent, not the caller.
+    pub as_sibling: bool,
+}
+
+impl<'a> Making<'a> {
+    /// For the shim, whose worker calls.
+    pub fn detached(id: &'a str, root: &'a Path, bundle: &'a Path) -> Self {
+        Self { id, root, bundle, preserve_fds: 0, no_pivot: false, as_sibling: true }
+    }
+}
+
 /// Creates the container of `bundle` and returns its process id; the program waits for [`start`].
 ///
 /// # Errors
 /// What libcontainer reports; it has cleaned up then, but for processes that the shim reaps.
-pub fn create(id: &str, root: &Path, bundle: &Path, launch: Launch, io: Io) -> Result<Created, LibcontainerError> {
-    let builder = with_io(ContainerBuilder::new(id.to_owned(), SyscallType::default()), io)
-        .with_root_path(root)?
+pub fn create(making: &Making<'_>, launch: Launch, io: Io) -> Result<Created, LibcontainerError> {
+    let builder = with_io(ContainerBuilder::new(making.id.to_owned(), SyscallType::default()), io)
+        .with_root_path(making.root)?
         .with_executor(launch)
+        .with_preserved_fds(making.preserve_fds)
         .validate_id()?;
     let container = builder
-        .as_init(bundle)
+        .as_init(making.bundle)
         .with_systemd(false)
         .with_detach(true)
-        .as_sibling(true)
-        .with_no_pivot(false)
+        .as_sibling(making.as_sibling)
+        .with_no_pivot(making.no_pivot)
         .build()?;
     let pid = container.pid().map_or(0, |pid| pid.as_raw());
     Ok(Created { container, pid })
@@ -160,16 +235,18 @@ impl Created {
     }
 }
 
-/// Runs the process described by the file `process` in a running container, and returns its process id.
+/// Runs the process described by a file in a running container, and returns its process id.
 ///
 /// # Errors
 /// What libcontainer reports.
-pub fn exec(id: &str, root: &Path, process: &Path, launch: Launch, io: Io) -> Result<i32, LibcontainerError> {
-    let builder = with_io(ContainerBuilder::new(id.to_owned(), SyscallType::default()), io)
-        .with_root_path(root)?
+pub fn exec(making: &Making<'_>, launch: Launch, io: Io) -> Result<i32, LibcontainerError> {
+    let builder = with_io(ContainerBuilder::new(making.id.to_owned(), SyscallType::default()), io)
+        .with_root_path(making.root)?
         .with_executor(launch)
+        .with_preserved_fds(making.preserve_fds)
         .validate_id()?;
-    let pid = builder.as_tenant().with_process(Some(process)).with_detach(true).as_sibling(true).build()?;
+    let tenant = builder.as_tenant().with_process(Some(making.bundle)).with_ignore_paused(true);
+    let pid = tenant.with_detach(true).as_sibling(making.as_sibling).build()?;
     Ok(pid.as_raw())
 }
 
@@ -177,6 +254,7 @@ fn with_io(builder: ContainerBuilder, io: Io) -> ContainerBuilder {
     match io {
         Io::Stdio(stdio) => builder.with_stdin(stdio.stdin).with_stdout(stdio.stdout).with_stderr(stdio.stderr),
         Io::Terminal(socket) => builder.with_console_socket(Some(socket)),
+        Io::Inherited => builder,
     }
 }
 

@@ -12,10 +12,10 @@
 mod accounts;
 pub mod cgroup;
 mod init;
-mod libcontainer;
+pub(crate) mod libcontainer;
 mod oci;
 mod program;
-mod rootfs;
+pub(crate) mod rootfs;
 mod spec;
 mod volume;
 pub(crate) mod worker;
@@ -26,6 +26,7 @@ pub use spec::{
     ContainerSpec, CpuLimits, DeviceSpec, ExecSpec, HostFile, Limits, MountSpec, NetworkNamespace, ProcessSpec,
     Rlimit, SPEC_FILE, Seccomp, SharedNamespace, SourceSpec,
 };
+pub(crate) use volume::copy_tree;
 
 /// Capability names by number (linux/capability.h), without `CAP_`.
 pub const CAPABILITIES: &[&str] = &[

@@ -65,6 +65,30 @@ pub fn run(args: &[String], env: &[(String, String)]) -> NotRunnable {
     })
 }
 
+/// Looks whether there is a program that may be run, without running it; the words are runc's, which engines look for.
+///
+/// # Errors
+/// That it is not there, or may not be run.
+pub fn find(args: &[String], env: &[(String, String)]) -> Result<(), NotRunnable> {
+    let name = args.first().map(String::as_str).unwrap_or_default();
+    let mut denied = None;
+    for candidate in candidates(name, env) {
+        match std::fs::metadata(&candidate) {
+            Ok(metadata) if metadata.is_dir() => denied = denied.or(Some("is a directory")),
+            Ok(_) if nix::unistd::access(candidate.as_str(), nix::unistd::AccessFlags::X_OK).is_ok() => {
+                return Ok(());
+            }
+            Ok(_) => denied = denied.or(Some("permission denied")),
+            Err(_) => {}
+        }
+    }
+    Err(match (denied, name.contains('/')) {
+        (Some(why), _) => NotRunnable::not_executable(format!("exec: {name:?}: {why}")),
+        (None, true) => NotRunnable::not_found(format!("exec: {name:?}: stat {name}: no such file or directory")),
+        (None, false) => NotRunnable::not_found(format!("exec: {name:?}: executable file not found in $PATH")),
+    })
+}
+
 /// The paths to try: the name itself when it has a slash, else one for each folder of `PATH`.
 fn candidates(name: &str, env: &[(String, String)]) -> Vec<String> {
     if name.contains('/') {

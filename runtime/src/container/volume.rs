@@ -52,6 +52,14 @@ pub fn fill(folder: &Path, marker: &Path, source: Option<&Path>) -> Result<(), F
     copy().map_err(|error| failed("filling the volume", folder, &error))
 }
 
+/// Copies what is in a folder into another, with owners, modes, times, links and attributes.
+///
+/// # Errors
+/// No space, or whatever the file system says.
+pub(crate) fn copy_tree(source: &Path, target: &Path) -> io::Result<()> {
+    Copy::default().tree(source, target, 0)
+}
+
 /// Makes the folder inside a volume that a service mounts.
 ///
 /// # Errors

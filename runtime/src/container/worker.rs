@@ -4,8 +4,9 @@
 
 use super::accounts::{AccountError, Accounts, Identity, MAX_ACCOUNT_FILE};
 use super::cgroup::devices::{self, Access, FORBIDDEN, Rule};
-use super::cgroup::entry::{self, CgroupError, Entered};
-use super::libcontainer::{self, Io, Launch, Stdio};
+use super::cgroup::entry::{self, CgroupError, Devices, Entered, Order, Present};
+use super::cgroup::tasks;
+use super::libcontainer::{self, Io, Launch, Making, Stdio};
 use super::oci::{self, DeviceNode, Resolved};
 use super::program::NotRunnable;
 use super::rootfs::{self, Kind, Root, RootError};
@@ -92,8 +93,10 @@ impl From<CgroupError> for Failure {
             CgroupError::NoController { .. }
             | CgroupError::Refused { .. }
             | CgroupError::Devices { .. }
+            | CgroupError::NoMeaning { .. }
+            | CgroupError::Contradiction { .. }
             | CgroupError::TooManyRules { .. } => FailureKind::Refused,
-            CgroupError::System { .. } | CgroupError::None => FailureKind::Internal,
+            CgroupError::InUse { .. } | CgroupError::System { .. } | CgroupError::None => FailureKind::Internal,
         };
         Self::new(kind, error.to_string())
     }
@@ -186,7 +189,14 @@ fn enter_cgroups(spec: &ContainerSpec, nodes: &[DeviceNode]) -> Result<Entered, 
         let rules = Rule::parse(rule);
         allowed.extend(rules.ok_or_else(|| refused(format!("device_cgroup_rules: {rule:?} is no rule")))?);
     }
-    let entered = entry::enter_new(&spec.cgroup, &spec.limits, (!spec.privileged).then_some(&allowed))?;
+    let entered = entry::enter_new(&Order {
+        cgroup: &spec.cgroup,
+        settings: &spec.limits,
+        tasks: Some(tasks(&spec.limits)),
+        devices: if spec.privileged { Devices::All } else { Devices::Only(allowed) },
+        parent_forbids: !spec.privileged,
+        present: Present::Ours,
+    })?;
     hide_cgroups()?;
     Ok(entered)
 }
@@ -223,13 +233,14 @@ fn launch_main(
         gate: None,
         filter: filter(&spec.process)?,
         borrows_admin: oci::borrows_admin(&spec.process),
+        waiting: None,
     };
     let (io, console) = io_for(output, bundle)?;
     let entered = enter_cgroups(spec, &resolved.devices)?;
-    let created = libcontainer::create(&spec.id, &folders.libcontainer, bundle, launch, io)
+    let created = libcontainer::create(&Making::detached(&spec.id, &folders.libcontainer, bundle), launch, io)
         .map_err(|error| Failure::new(FailureKind::Internal, chain(&error)))?;
     let pid = created.pid;
-    set_oom_score(pid, spec.process.oom_score_adj)?;
+    set_oom_score(pid, Some(spec.process.oom_score_adj))?;
     entered.limit_tasks()?;
     if let Some(barrier) = barrier {
         wait_for_release(barrier)?;
@@ -284,16 +295,17 @@ pub fn exec(
         gate: Some(gate.as_raw_fd()),
         filter: filter(&process)?,
         borrows_admin: oci::borrows_admin(&process),
+        waiting: None,
     };
     let (io, console) = io_for(output, &bundle)?;
     private_mounts()?;
     entry::enter_running(&spec.cgroup, exec.contained.then_some(number))?;
     hide_cgroups()?;
-    let pid = libcontainer::exec(id, &folders.libcontainer, &file, launch, io);
+    let pid = libcontainer::exec(&Making::detached(id, &folders.libcontainer, &file), launch, io);
     // Removed before anything can fail: it is read by now.
     let _ = std::fs::remove_file(&file);
     let pid = pid.map_err(|error| Failure::new(FailureKind::Internal, chain(&error)))?;
-    set_oom_score(pid, spec.process.oom_score_adj)?;
+    set_oom_score(pid, Some(spec.process.oom_score_adj))?;
     let terminal = console.map(|socket| receive_terminal(&socket)).transpose()?;
     if let (Some(terminal), Some((rows, columns))) = (&terminal, exec.terminal_size) {
         // A size that cannot be set is no reason not to run.
@@ -322,7 +334,7 @@ pub fn delete(folders: &Folders, id: &str) -> Result<(), Failure> {
 }
 
 /// A mount namespace of the worker's own: what it mounts is gone with the container, and seen by nobody else.
-fn private_mounts() -> Result<(), Failure> {
+pub(crate) fn private_mounts() -> Result<(), Failure> {
     unshare(CloneFlags::CLONE_NEWNS).map_err(internal("making a mount namespace"))?;
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_SLAVE | MsFlags::MS_REC, None::<&str>)
         .map_err(internal("separating the mount namespace"))
@@ -449,12 +461,16 @@ fn all_capabilities() -> Vec<String> {
     super::CAPABILITIES.iter().take(last + 1).map(|&name| name.to_owned()).collect()
 }
 
+/// Capabilities of this process, without `CAP_`; `None` when they cannot be read: then the kernel says what it refuses.
+pub(crate) fn available_capabilities() -> Option<Vec<String>> {
+    let own = caps::read(None, caps::CapSet::Permitted).ok()?;
+    Some(own.iter().map(|it| it.to_string().trim_start_matches("CAP_").to_owned()).collect())
+}
+
 /// Leaves out what this machine's root has not itself (a machine in a container of another engine, an old kernel): the
 /// kernel would refuse everything for it.
 fn keep_available(process: &mut ProcessSpec) {
-    // Unreadable: then the kernel says what it refuses.
-    let Ok(own) = caps::read(None, caps::CapSet::Permitted) else { return };
-    let own: Vec<String> = own.iter().map(|it| it.to_string().trim_start_matches("CAP_").to_owned()).collect();
+    let Some(own) = available_capabilities() else { return };
     for names in [&mut process.capabilities, &mut process.capabilities_of_user] {
         names.retain(|name| {
             let has = own.contains(name);
@@ -466,7 +482,9 @@ fn keep_available(process: &mut ProcessSpec) {
     }
 }
 
-fn set_oom_score(pid: i32, score: i32) -> Result<(), Failure> {
+/// `None` leaves what was inherited.
+pub(crate) fn set_oom_score(pid: i32, score: Option<i32>) -> Result<(), Failure> {
+    let Some(score) = score else { return Ok(()) };
     let path = PathBuf::from(format!("/proc/{pid}/oom_score_adj"));
     std::fs::write(&path, score.to_string()).map_err(|error| io_failure("writing", &path, &error))
 }
@@ -484,28 +502,38 @@ fn wait_for_release(barrier: &OwnedFd) -> Result<(), Failure> {
     }
 }
 
-/// Waits until the program runs (the pipe closes at its execve) or says why it cannot.
 /// The program for the process's capabilities.
 fn filter(process: &ProcessSpec) -> Result<Option<Vec<Instruction>>, Failure> {
-    if process.seccomp == Seccomp::Unconfined {
-        return Ok(None);
-    }
-    let arches = Arch::of_this_machine();
-    if arches.is_empty() {
-        let reason = "security_opt: the system calls of this processor are not known; write seccomp=unconfined";
-        return Err(refused(reason.to_owned()));
-    }
     let capabilities: Vec<&str> = process.granted().iter().map(String::as_str).collect();
-    let (profile, arches) = match &process.seccomp {
-        Seccomp::Profile(text) => {
-            seccomp::Reader { capabilities: &capabilities, kernel: kernel_version(), arches }
-                .read(text)
-                .map_err(|reason| refused(format!("security_opt: seccomp profile: {reason}")))?
+    let program = match &process.seccomp {
+        Seccomp::Unconfined => return Ok(None),
+        Seccomp::Profile(text) => compile_profile(text, &capabilities),
+        Seccomp::Default => {
+            known_arches().and_then(|arches| compile(&seccomp::default_profile(&capabilities), arches))
         }
-        _ => (seccomp::default_profile(&capabilities), arches.to_vec()),
     };
-    let program = seccomp::compile(&profile, &arches);
-    program.map(Some).map_err(|error| refused(format!("security_opt: seccomp profile: {error}")))
+    program.map(Some).map_err(|reason| refused(format!("security_opt: seccomp profile: {reason}")))
+}
+
+/// The program of a profile in the form of Docker's, or of the OCI specification's.
+pub(crate) fn compile_profile(text: &str, capabilities: &[&str]) -> Result<Vec<Instruction>, String> {
+    let reader = seccomp::Reader { capabilities, kernel: kernel_version(), arches: known_arches()? };
+    let (profile, arches) = reader.read(text)?;
+    compile(&profile, &arches)
+}
+
+fn compile(profile: &seccomp::Profile, arches: &[Arch]) -> Result<Vec<Instruction>, String> {
+    seccomp::compile(profile, arches).map_err(|error| error.to_string())
+}
+
+fn known_arches() -> Result<&'static [Arch], String> {
+    let arches = Arch::of_this_machine();
+    match arches.is_empty() {
+        true => {
+            Err("the system calls of this processor are not known: leave it out (seccomp=unconfined)".to_owned())
+        }
+        false => Ok(arches),
+    }
 }
 
 /// Major and minor version of this kernel; 0.0 when it says something else.
@@ -517,20 +545,24 @@ fn kernel_version() -> (u32, u32) {
 
 /// Looks whether the filter is in force; a process without it does not go on.
 fn see_filter(pid: i32, process: &ProcessSpec) -> Result<(), Failure> {
-    if process.seccomp == Seccomp::Unconfined {
-        return Ok(());
-    }
+    if process.seccomp == Seccomp::Unconfined { Ok(()) } else { must_be_filtered(pid) }
+}
+
+/// Kills a process that has no system call filter.
+pub(crate) fn must_be_filtered(pid: i32) -> Result<(), Failure> {
     // It may have ended already.
     let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else { return Ok(()) };
-    // 2 is SECCOMP_MODE_FILTER (proc(5)).
-    if status.lines().any(|line| line.split_whitespace().eq(["Seccomp:", "2"])) {
+    // 2 is SECCOMP_MODE_FILTER (proc(5)); who has ended has none any more.
+    let ended = status.lines().any(|line| line.starts_with("State:\tZ") || line.starts_with("State:\tX"));
+    if ended || status.lines().any(|line| line.split_whitespace().eq(["Seccomp:", "2"])) {
         return Ok(());
     }
     let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
     Err(Failure::new(FailureKind::Internal, "the system call filter is not in force, so it does not run"))
 }
 
-fn wait_until_running(report: &OwnedFd) -> Result<(), Failure> {
+/// Waits until the program runs (the pipe closes at its execve) or says why it cannot.
+pub(crate) fn wait_until_running(report: &OwnedFd) -> Result<(), Failure> {
     let mut line = Vec::new();
     let mut buffer = [0; 4096];
     loop {

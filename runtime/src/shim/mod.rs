@@ -20,7 +20,7 @@ mod ring;
 mod server;
 mod transport;
 
-pub(crate) use output::pipe;
+pub(crate) use output::{pipe, unix_now_ns};
 pub(crate) use transport::{receive_descriptor, wait_readable};
 
 pub use client::{Client, ClientError, Connection};

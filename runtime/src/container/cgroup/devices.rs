@@ -40,6 +40,21 @@ impl Access {
         Self(self.0 | 0b001)
     }
 
+    /// Both together.
+    pub fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Less the other.
+    pub fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    /// Nothing.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
     /// The bits, as in `BPF_DEVCG_ACC_*`.
     pub fn bits(self) -> u8 {
         self.0

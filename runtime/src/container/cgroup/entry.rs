@@ -34,7 +34,7 @@ pub enum CgroupError {
         /// The field of the compose file.
         field: &'static str,
         /// The controller.
-        controller: &'static str,
+        controller: String,
     },
     /// The kernel does not take a value.
     #[error("{field}: the kernel does not take {value:?} for {file}: {source}")]
@@ -42,7 +42,7 @@ pub enum CgroupError {
         /// The field of the compose file.
         field: &'static str,
         /// The file of the cgroup.
-        file: &'static str,
+        file: String,
         /// What was written.
         value: String,
         /// What the kernel said.
@@ -69,6 +69,28 @@ pub enum CgroupError {
     TooManyRules {
         /// How many there are.
         count: usize,
+    },
+    /// Something runs in it already.
+    #[error("cgroup {cgroup}: processes that are not of this container run in it")]
+    InUse {
+        /// Its path.
+        cgroup: String,
+    },
+    /// The kind of cgroup has nothing for it.
+    #[error("{field}: cgroup {version} has nothing for it, so it cannot be kept")]
+    NoMeaning {
+        /// The field.
+        field: &'static str,
+        /// `v1` or `v2`.
+        version: &'static str,
+    },
+    /// A value that contradicts another.
+    #[error("{field}: {reason}")]
+    Contradiction {
+        /// The field.
+        field: &'static str,
+        /// Why.
+        reason: String,
     },
     /// No hierarchy is mounted.
     #[error("no cgroup hierarchy is mounted at /sys/fs/cgroup")]
@@ -99,28 +121,99 @@ impl Entered {
     }
 }
 
-/// Makes the cgroups of a container anew, sets its limits and device rules (none: every device), and goes in.
+/// Which devices the processes of a cgroup may use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Devices {
+    /// Every device.
+    All,
+    /// These.
+    Only(Vec<Rule>),
+    /// All but these.
+    AllBut(Vec<Rule>),
+}
+
+/// What is there in place of a new cgroup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Present {
+    /// Ours, left from the last start: what runs in it is killed.
+    Ours,
+    /// Perhaps somebody's: it is used when nothing runs in it.
+    Foreign,
+}
+
+/// A cgroup as it is wanted.
+#[derive(Debug, Clone)]
+pub struct Order<'a> {
+    /// Path below the hierarchies' roots.
+    pub cgroup: &'a str,
+    /// Settings, for v1 and for v2.
+    pub settings: &'a dyn Settings,
+    /// The limit on tasks.
+    pub tasks: Option<Setting>,
+    /// Devices.
+    pub devices: Devices,
+    /// Above it, memory and ports of the machine are forbidden to all that is below (v2).
+    pub parent_forbids: bool,
+    /// What may be there already.
+    pub present: Present,
+}
+
+/// What becomes settings on the hierarchies that are mounted.
+pub trait Settings: std::fmt::Debug {
+    /// Files of the v1 hierarchies, in order.
+    ///
+    /// # Errors
+    /// What v1 has nothing for.
+    fn v1(&self) -> Result<Vec<Setting>, CgroupError>;
+    /// Files of the unified hierarchy, in order.
+    ///
+    /// # Errors
+    /// What v2 has nothing for.
+    fn v2(&self) -> Result<Vec<Setting>, CgroupError>;
+}
+
+impl Settings for Limits {
+    fn v1(&self) -> Result<Vec<Setting>, CgroupError> {
+        Ok(limits::v1(self))
+    }
+
+    fn v2(&self) -> Result<Vec<Setting>, CgroupError> {
+        for field in limits::without_meaning_on_v2(self) {
+            tracing::warn!(field, "has no meaning on cgroup v2");
+        }
+        Ok(limits::v2(self))
+    }
+}
+
+/// Makes the cgroups of a container, sets its limits and device rules, and goes in.
 ///
 /// # Errors
 /// What is missing or refused, by the name of the field that wants it.
-pub fn enter_new(cgroup: &str, limits: &Limits, devices: Option<&[Rule]>) -> Result<Entered, CgroupError> {
+pub fn enter_new(order: &Order<'_>) -> Result<Entered, CgroupError> {
     let hierarchies = Hierarchies::read().map_err(system(Path::new("/proc/self/mountinfo")))?;
-    remove_in(&hierarchies, cgroup)?;
+    let cgroup = order.cgroup;
+    match order.present {
+        Present::Ours => remove_in(&hierarchies, cgroup)?,
+        Present::Foreign if !super::all_processes(cgroup).is_empty() => {
+            return Err(CgroupError::InUse { cgroup: cgroup.to_owned() });
+        }
+        Present::Foreign => {}
+    }
     let relative = cgroup.trim_start_matches('/');
     if let Some(root) = hierarchies.unified() {
-        let folder = make_unified(root, relative)?;
-        for field in limits::without_meaning_on_v2(limits) {
-            tracing::warn!(field, "has no meaning on cgroup v2");
+        let settings = order.settings.v2()?;
+        let folder = make_unified(root, relative, &settings)?;
+        for setting in &settings {
+            set(&folder, setting)?;
         }
-        for setting in limits::v2(limits) {
-            set(&folder, &setting)?;
-        }
-        if let (Some(allowed), Some(parent)) = (devices, folder.parent()) {
+        if let (true, Some(parent)) = (order.parent_forbids, folder.parent()) {
             restrict(parent, &device_program::forbid(&FORBIDDEN), Once::Ever)?;
-            restrict(&folder, &device_program::allow(checked(allowed)?), Once::Each)?;
+        }
+        if let Some(program) = program_for(&order.devices)? {
+            restrict(&folder, &program, Once::Each)?;
         }
         enter(&folder.join("cgroup.procs"))?;
-        return Ok(Entered { tasks: tasks_file(limits, Some(&folder))? });
+        return Ok(Entered { tasks: tasks_file(order.tasks.as_ref(), Some(&folder))? });
     }
     if hierarchies.v1().next().is_none() {
         return Err(CgroupError::None);
@@ -129,28 +222,94 @@ pub fn enter_new(cgroup: &str, limits: &Limits, devices: Option<&[Rule]>) -> Res
         make_v1(&hierarchy.mount, relative, hierarchy.controllers.iter().any(|name| name == "cpuset"))?;
     }
     let folder = |controller: &str| hierarchies.of_controller(controller).map(|root| root.join(relative));
-    for setting in limits::v1(limits) {
-        let folder = folder(setting.controller).ok_or_else(|| missing(&setting))?;
+    for setting in order.settings.v1()? {
+        let folder = folder(&setting.controller).ok_or_else(|| missing(&setting))?;
         set(&folder, &setting)?;
     }
-    if let (Some(folder), Some(allowed)) = (folder("devices"), devices) {
+    if let Some(folder) = folder("devices") {
         // The parent forbids nothing here: v1 would then refuse a rule with `*` that is about more than what is
         // forbidden. Memory and ports still need CAP_SYS_RAWIO.
-        let (deny, allow) = (folder.join("devices.deny"), folder.join("devices.allow"));
-        std::fs::write(&deny, "a").map_err(system(&deny))?;
-        for rule in allowed.iter().map(Rule::to_string) {
-            std::fs::write(&allow, &rule).map_err(|source| CgroupError::Refused {
-                field: "devices",
-                file: "devices.allow",
-                value: rule,
-                source,
-            })?;
-        }
+        write_device_rules(&folder, &order.devices)?;
     }
     for hierarchy in hierarchies.v1() {
         enter(&hierarchy.mount.join(relative).join("tasks"))?;
     }
-    Ok(Entered { tasks: tasks_file(limits, folder("pids").as_deref())? })
+    Ok(Entered { tasks: tasks_file(order.tasks.as_ref(), folder("pids").as_deref())? })
+}
+
+fn program_for(devices: &Devices) -> Result<Option<Vec<Instruction>>, CgroupError> {
+    Ok(match devices {
+        Devices::All => None,
+        Devices::Only(rules) => Some(device_program::allow(checked(rules)?)),
+        Devices::AllBut(rules) => Some(device_program::forbid(checked(rules)?)),
+    })
+}
+
+fn write_device_rules(folder: &Path, devices: &Devices) -> Result<(), CgroupError> {
+    let (first, then, rules) = match devices {
+        Devices::All => return Ok(()),
+        Devices::Only(rules) => ("devices.deny", "devices.allow", rules),
+        Devices::AllBut(rules) => ("devices.allow", "devices.deny", rules),
+    };
+    let (first, file) = (folder.join(first), folder.join(then));
+    std::fs::write(&first, "a").map_err(system(&first))?;
+    for rule in checked(rules)?.iter().map(Rule::to_string) {
+        std::fs::write(&file, &rule).map_err(|source| CgroupError::Refused {
+            field: "devices",
+            file: then.to_owned(),
+            value: rule,
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+/// Changes the settings and the device rules of cgroups that are there. `devices`: `None` leaves them.
+///
+/// # Errors
+/// As for [`enter_new`].
+pub fn change(
+    cgroup: &str,
+    settings: &dyn Settings,
+    tasks: Option<&Setting>,
+    devices: Option<&Devices>,
+) -> Result<(), CgroupError> {
+    let hierarchies = Hierarchies::read().map_err(system(Path::new("/proc/self/mountinfo")))?;
+    let relative = cgroup.trim_start_matches('/');
+    if let Some(root) = hierarchies.unified() {
+        let folder = root.join(relative);
+        for setting in settings.v2()?.iter().chain(tasks) {
+            set(&folder, setting)?;
+        }
+        return match devices {
+            Some(devices) => replace_program(&folder, program_for(devices)?.as_deref()),
+            None => Ok(()),
+        };
+    }
+    let folder = |controller: &str| hierarchies.of_controller(controller).map(|root| root.join(relative));
+    for setting in settings.v1()?.iter().chain(tasks) {
+        set(&folder(&setting.controller).ok_or_else(|| missing(setting))?, setting)?;
+    }
+    match (folder("devices"), devices) {
+        (Some(folder), Some(devices)) => write_device_rules(&folder, devices),
+        _ => Ok(()),
+    }
+}
+
+/// Puts a device program in place of the one that is in force, in one step.
+fn replace_program(folder: &Path, program: Option<&[Instruction]>) -> Result<(), CgroupError> {
+    let failed = |source: io::Error| CgroupError::Devices { source };
+    let cgroup = File::open(folder).map_err(failed)?;
+    let before = sys::device_programs(cgroup.as_fd()).map_err(|errno| failed(errno.into()))?;
+    // The new one first: with both in force what either forbids is forbidden.
+    if let Some(program) = program {
+        restrict(folder, program, Once::Each)?;
+    }
+    for id in before {
+        let program = sys::program_by_id(id).map_err(|errno| failed(errno.into()))?;
+        sys::detach_device_program(cgroup.as_fd(), program.as_fd()).map_err(|errno| failed(errno.into()))?;
+    }
+    Ok(())
 }
 
 fn checked(rules: &[Rule]) -> Result<&[Rule], CgroupError> {
@@ -223,6 +382,29 @@ pub fn enter_running(cgroup: &str, number: Option<u64>) -> Result<(), CgroupErro
     Ok(())
 }
 
+/// Goes into the cgroups of a container that runs, or into one below them, which is made.
+///
+/// # Errors
+/// When the container has none, the name leads out of it, or the kernel refuses.
+pub fn enter_below(cgroup: &str, below: Option<&str>) -> Result<(), CgroupError> {
+    let below = below.unwrap_or_default().trim_matches('/');
+    if below.split('/').any(|part| part == "..") {
+        let reason = format!("{below:?} leads out of the container's cgroup");
+        return Err(CgroupError::Contradiction { field: "--cgroup", reason });
+    }
+    let hierarchies = Hierarchies::read().map_err(system(Path::new("/proc/self/mountinfo")))?;
+    let relative = cgroup.trim_start_matches('/');
+    let roots = hierarchies.unified().map(|root| (root, "cgroup.procs"));
+    for (root, file) in roots.into_iter().chain(hierarchies.v1().map(|it| (it.mount.as_path(), "tasks"))) {
+        let folder = root.join(relative).join(below);
+        if !below.is_empty() {
+            std::fs::create_dir_all(&folder).map_err(system(&folder))?;
+        }
+        enter(&folder.join(file))?;
+    }
+    Ok(())
+}
+
 /// Kills what is in a container's cgroups and removes them. Waits, bounded.
 ///
 /// # Errors
@@ -264,11 +446,12 @@ fn remove_folder(folder: &Path) -> io::Result<()> {
     }
 }
 
-fn make_unified(root: &Path, relative: &str) -> Result<PathBuf, CgroupError> {
+fn make_unified(root: &Path, relative: &str, settings: &[Setting]) -> Result<PathBuf, CgroupError> {
     let mut folder = root.to_owned();
+    let wanted = |name: &str| V2_CONTROLLERS.contains(&name) || settings.iter().any(|it| it.controller == name);
     for name in relative.split('/') {
         let present = std::fs::read_to_string(folder.join("cgroup.controllers")).unwrap_or_default();
-        for name in present.split_whitespace().filter(|name| V2_CONTROLLERS.contains(name)) {
+        for name in present.split_whitespace().filter(|name| wanted(name)) {
             // One that cannot be switched on is missed by the limit that wants it.
             let _ = std::fs::write(folder.join("cgroup.subtree_control"), format!("+{name}"));
         }
@@ -306,7 +489,7 @@ fn make_folder(folder: &Path) -> Result<(), CgroupError> {
 }
 
 fn missing(setting: &Setting) -> CgroupError {
-    CgroupError::NoController { field: setting.field, controller: setting.controller }
+    CgroupError::NoController { field: setting.field, controller: setting.controller.to_string() }
 }
 
 fn set(folder: &Path, setting: &Setting) -> Result<(), CgroupError> {
@@ -317,30 +500,30 @@ fn set(folder: &Path, setting: &Setting) -> Result<(), CgroupError> {
 }
 
 fn open(folder: &Path, setting: &Setting) -> Result<Option<File>, CgroupError> {
-    match File::options().write(true).open(folder.join(setting.file)) {
+    match File::options().write(true).open(folder.join(&*setting.file)) {
         Ok(file) => Ok(Some(file)),
         Err(error) if error.kind() == io::ErrorKind::NotFound && setting.optional => {
-            tracing::warn!(field = setting.field, file = setting.file, "this kernel cannot limit it");
+            tracing::warn!(field = setting.field, file = %setting.file, "this kernel cannot limit it");
             Ok(None)
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err(missing(setting)),
-        Err(error) => Err(system(&folder.join(setting.file))(error)),
+        Err(error) => Err(system(&folder.join(&*setting.file))(error)),
     }
 }
 
 fn write_to(file: &mut File, setting: &Setting) -> Result<(), CgroupError> {
     file.write_all(setting.value.as_bytes()).map_err(|source| CgroupError::Refused {
         field: setting.field,
-        file: setting.file,
+        file: setting.file.to_string(),
         value: setting.value.clone(),
         source,
     })
 }
 
-fn tasks_file(limits: &Limits, folder: Option<&Path>) -> Result<Option<(File, Setting)>, CgroupError> {
-    let setting = limits::tasks(limits);
+fn tasks_file(setting: Option<&Setting>, folder: Option<&Path>) -> Result<Option<(File, Setting)>, CgroupError> {
+    let Some(setting) = setting else { return Ok(None) };
     let nowhere = Path::new("");
-    Ok(open(folder.unwrap_or(nowhere), &setting)?.map(|file| (file, setting)))
+    Ok(open(folder.unwrap_or(nowhere), setting)?.map(|file| (file, setting.clone())))
 }
 
 /// 0 is whoever writes it.

@@ -2,24 +2,31 @@
 //! (Documentation/admin-guide/cgroup-v1). Pure.
 
 use crate::container::spec::Limits;
+use std::borrow::Cow;
 
 /// One file of a cgroup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Setting {
     /// The controller that owns it.
-    pub controller: &'static str,
+    pub controller: Cow<'static, str>,
     /// Name.
-    pub file: &'static str,
+    pub file: Cow<'static, str>,
     /// What is written.
     pub value: String,
-    /// The field of the compose file that asks for it.
+    /// The field of the compose file, or of the OCI configuration, that asks for it.
     pub field: &'static str,
     /// The kernel may lack it, and the container runs all the same, with a warning.
     pub optional: bool,
 }
 
-fn setting(controller: &'static str, file: &'static str, value: impl ToString, field: &'static str) -> Setting {
-    Setting { controller, file, value: value.to_string(), field, optional: false }
+/// A setting that the kernel must take.
+pub fn setting(
+    controller: &'static str,
+    file: impl Into<Cow<'static, str>>,
+    value: impl ToString,
+    field: &'static str,
+) -> Setting {
+    Setting { controller: controller.into(), file: file.into(), value: value.to_string(), field, optional: false }
 }
 
 /// Files of the unified hierarchy, in the order in which they are written.
@@ -109,12 +116,13 @@ fn swap_accounting(setting: Setting) -> Setting {
     Setting { optional: true, ..setting }
 }
 
-fn or_max(value: i64) -> String {
+/// -1 is `max`.
+pub fn or_max(value: i64) -> String {
     if value < 0 { "max".to_owned() } else { value.to_string() }
 }
 
 /// 2 to 262144 of v1 as 1 to 10000 of v2, as runc and crun convert it.
-fn weight(shares: u64) -> u64 {
+pub fn weight(shares: u64) -> u64 {
     1 + (shares.clamp(2, 262_144) - 2) * 9_999 / 262_142
 }
 

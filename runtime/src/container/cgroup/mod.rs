@@ -8,7 +8,7 @@ pub mod device_program;
 pub mod devices;
 pub(crate) mod entry;
 mod hierarchy;
-mod limits;
+pub(crate) mod limits;
 mod oom;
 
 use nix::sys::signal::{Signal, kill};
@@ -16,6 +16,7 @@ use nix::unistd::Pid;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub(crate) use limits::tasks;
 pub use oom::{Kills, OomWatch, Shortage, oom_kills, shortage};
 
 const MOUNT: &str = "/sys/fs/cgroup";
@@ -50,6 +51,17 @@ pub fn controller(cgroup: &str, name: &str) -> PathBuf {
     if is_v2() { Path::new(MOUNT).join(relative) } else { Path::new(MOUNT).join(name).join(relative) }
 }
 
+/// The folders of a cgroup, with the names of their hierarchies' mount points; one on v2.
+pub fn hierarchies(cgroup: &str) -> Vec<(String, PathBuf)> {
+    let relative = cgroup.trim_start_matches('/');
+    let Ok(found) = hierarchy::Hierarchies::read() else { return Vec::new() };
+    if let Some(root) = found.unified() {
+        return vec![(String::new(), root.join(relative))];
+    }
+    let name = |mount: &Path| mount.file_name().map(|it| it.to_string_lossy().into_owned()).unwrap_or_default();
+    found.v1().map(|it| (name(&it.mount), it.mount.join(relative))).collect()
+}
+
 /// Processes of a cgroup and of those below it.
 pub fn all_processes(cgroup: &str) -> Vec<i32> {
     tracker(cgroup).map(|folder| processes(&folder)).unwrap_or_default()
@@ -73,6 +85,55 @@ pub fn kill_all(cgroup: &str) {
     if std::fs::write(folder.join("cgroup.kill"), "1").is_err() {
         kill_processes(&folder, 0);
     }
+}
+
+/// The file that freezes, what is written to it, and what it says then: `cgroup.freeze` of v2, `freezer.state` of v1.
+fn freezer(cgroup: &str, frozen: bool) -> (PathBuf, &'static str) {
+    match (is_v2(), frozen) {
+        (true, true) => (controller(cgroup, "freezer").join("cgroup.freeze"), "1"),
+        (true, false) => (controller(cgroup, "freezer").join("cgroup.freeze"), "0"),
+        (false, true) => (controller(cgroup, "freezer").join("freezer.state"), "FROZEN"),
+        (false, false) => (controller(cgroup, "freezer").join("freezer.state"), "THAWED"),
+    }
+}
+
+/// Whether its processes are frozen.
+pub fn is_frozen(cgroup: &str) -> bool {
+    let (file, word) = freezer(cgroup, true);
+    std::fs::read_to_string(file).is_ok_and(|text| text.trim() == word)
+}
+
+/// Freezes the processes of a cgroup, or lets them go on, and waits until it is so.
+///
+/// # Errors
+/// When there is no freezer, or when it takes longer than a second.
+pub fn freeze(cgroup: &str, frozen: bool) -> std::io::Result<()> {
+    let (file, word) = freezer(cgroup, frozen);
+    std::fs::write(&file, word)?;
+    let done = || -> std::io::Result<bool> {
+        if is_v2() {
+            // `cgroup.freeze` says what is wanted, `cgroup.events` what is.
+            let events = std::fs::read_to_string(file.with_file_name("cgroup.events"))?;
+            return Ok(events.lines().any(|line| line == format!("frozen {word}")));
+        }
+        Ok(std::fs::read_to_string(&file)?.trim() == word)
+    };
+    for _ in 0..KILL_ROUNDS {
+        if done()? {
+            return Ok(());
+        }
+        if !is_v2() {
+            // On v1 a task that is about to sleep can be missed (FREEZING): writing again gets it.
+            std::fs::write(&file, word)?;
+        }
+        std::thread::sleep(KILL_PAUSE);
+    }
+    if frozen {
+        // Half frozen is neither.
+        let (file, word) = freezer(cgroup, false);
+        std::fs::write(file, word)?;
+    }
+    Err(std::io::Error::from(std::io::ErrorKind::TimedOut))
 }
 
 fn kill_processes(folder: &Path, spared: i32) -> usize {

@@ -1,0 +1,36 @@
+//! The OCI runtime specification 1.2 as a runtime's command line has it: bundles, states, hooks, resources.
+//!
+//! ```text
+//! bundle ──Bundle::load──> refused whole, or made by a worker: cgroups, device program, libcontainer, launcher
+//! start ──FIFO──> launcher: hooks inside, system call filter, the program
+//! ```
+//!
+//! Containers are made as the agent's are: by a worker that goes into their cgroups itself, with our device program,
+//! our system call filter, and libcontainer for namespaces, mounts and privileges.
+//!
+//! **Invariant.** What a configuration asks for is applied or refused by name before anything is made ([`fields`]).
+
+pub mod bundle;
+mod create;
+mod error;
+mod exec;
+pub mod features;
+pub mod fields;
+mod helper;
+pub mod hooks;
+mod operate;
+mod process;
+mod resources;
+mod state;
+pub mod statistics;
+pub mod template;
+
+pub use create::{Create, create};
+pub use error::OciError;
+pub use exec::{Change, Exec, exec};
+pub use helper::run as helper;
+pub use operate::{config, delete, pause, processes, resume, signal, start, state, take_orphans, update, wait};
+pub use state::{State, Status, list};
+
+/// Version of the specification that is followed.
+pub const VERSION: &str = "1.2.0";
