@@ -120,6 +120,15 @@ pub fn set_mount_attributes(mount: &OwnedFd, set: u32) -> Result<(), Errno> {
     Errno::result(result).map(drop)
 }
 
+/// The hard limit of a resource by the kernel's number (getrlimit(2)); `None` for one that it has not.
+pub fn hard_limit(resource: usize) -> Option<u64> {
+    let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    let nothing: *const libc::rlimit64 = std::ptr::null();
+    // SAFETY: the kernel writes one structure of this layout, the same on all machines, to `limit`.
+    let result = unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, nothing, &raw mut limit) };
+    (result == 0).then_some(limit.rlim_max)
+}
+
 /// Borrows a descriptor by number.
 ///
 /// The callers are launchers in a new process: the descriptor was handed down to them by number and stays open until

@@ -137,7 +137,7 @@ impl Image {
 pub const ARCHITECTURE: &str = if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" };
 
 /// What busybox is linked as.
-const TOOLS: &[&str] = &[
+pub(crate) const TOOLS: &[&str] = &[
     "sh", "cat", "echo", "env", "id", "ls", "nc", "nslookup", "ping", "ps", "pwd", "setsid", "sleep", "stat",
     "tail", "test", "touch", "true", "false", "wget", "yes", "mount", "umount", "hostname", "ip", "httpd", "kill",
     "dd", "date", "mkdir", "rm", "seq", "readlink", "printf", "head", "wc", "grep", "cut", "tr", "df", "stty",

@@ -6,6 +6,7 @@
 
 pub mod archive;
 pub mod board;
+pub mod bundle;
 pub mod debian;
 pub mod guest;
 pub mod image;

@@ -13,15 +13,26 @@ use tracing_subscriber::util::SubscriberInitExt;
 #[derive(Debug)]
 struct Log {
     out: Mutex<std::fs::File>,
-    json: bool,
+    form: Form,
     most: Level,
 }
 
+/// How a line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// For people, and for engines that show it to people.
+    Plain,
+    /// Name and value pairs.
+    Text,
+    /// An object.
+    Json,
+}
+
 /// Sends what is logged from now on to `out`.
-pub fn begin(out: std::fs::File, json: bool, debug: bool) {
+pub fn begin(out: std::fs::File, form: Form, debug: bool) {
     let most = if debug { Level::DEBUG } else { Level::WARN };
     // A second one would be a mistake of ours, and no reason to fail.
-    let _ = tracing_subscriber::registry().with(Log { out: Mutex::new(out), json, most }).try_init();
+    let _ = tracing_subscriber::registry().with(Log { out: Mutex::new(out), form, most }).try_init();
 }
 
 impl<S: Subscriber> Layer<S> for Log {
@@ -40,7 +51,7 @@ impl<S: Subscriber> Layer<S> for Log {
             Level::INFO => "info",
             Level::DEBUG | Level::TRACE => "debug",
         };
-        let text = line_of(level, &format!("{}{}", line.message, line.fields), self.json);
+        let text = line_of(level, &format!("{}{}", line.message, line.fields), self.form);
         if let Ok(mut out) = self.out.lock() {
             // There is nowhere else to say that it cannot be said.
             let _ = out.write_all(text.as_bytes());
@@ -48,11 +59,13 @@ impl<S: Subscriber> Layer<S> for Log {
     }
 }
 
-fn line_of(level: &str, message: &str, as_json: bool) -> String {
+fn line_of(level: &str, message: &str, form: Form) -> String {
     let time = crate::clock::rfc3339(crate::clock::unix_now().saturating_mul(1_000_000_000), 0);
-    match as_json {
-        true => format!("{}\n", json!({ "level": level, "msg": message, "time": time })),
-        false => format!("time={time:?} level={level} msg={message:?}\n"),
+    match form {
+        Form::Plain if level == "error" => format!("{message}\n"),
+        Form::Plain => format!("{level}: {message}\n"),
+        Form::Text => format!("time={time:?} level={level} msg={message:?}\n"),
+        Form::Json => format!("{}\n", json!({ "level": level, "msg": message, "time": time })),
     }
 }
 
@@ -77,9 +90,9 @@ mod tests {
 
     #[test]
     fn lines_are_what_engines_read() {
-        let line = line_of("error", "a \"b\"", true);
+        let line = line_of("error", "a \"b\"", Form::Json);
         let value: serde_json::Value = serde_json::from_str(&line).expect("JSON");
         assert_eq!((value["level"].as_str(), value["msg"].as_str()), (Some("error"), Some("a \"b\"")));
-        assert!(line_of("error", "a", false).contains("level=error msg=\"a\""));
+        assert!(line_of("error", "a", Form::Text).contains("level=error msg=\"a\""));
     }
 }

@@ -122,7 +122,12 @@ fn begin_log(options: &Options) -> Result<(), Problem> {
             std::io::stderr().as_fd().try_clone_to_owned()?.into()
         }
     };
-    log::begin(file, options.log_json, options.debug);
+    let form = match (&options.log, options.log_json) {
+        (_, true) => log::Form::Json,
+        (Some(_), false) => log::Form::Text,
+        (None, false) => log::Form::Plain,
+    };
+    log::begin(file, form, options.debug);
     Ok(())
 }
 

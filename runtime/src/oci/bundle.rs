@@ -139,6 +139,12 @@ fn check(spec: &Spec) -> Result<(), Unfit> {
             }
         }
     }
+    const PROPAGATIONS: [&str; 9] =
+        ["", "private", "rprivate", "shared", "rshared", "slave", "rslave", "unbindable", "runbindable"];
+    if let Some(propagation) = linux.rootfs_propagation().as_deref().filter(|it| !PROPAGATIONS.contains(it)) {
+        let propagation = crate::untrusted::one_line(propagation);
+        return Err(refused("linux.rootfsPropagation", format!("{propagation:?} is no mount propagation")));
+    }
     if let Some(sysctls) = linux.sysctl() {
         for name in sysctls.keys() {
             check_sysctl(name, namespaces.iter().map(|it| it.typ()).collect::<Vec<_>>().as_slice())?;

@@ -159,6 +159,8 @@ impl Mounts {
 pub(super) fn in_worker(work: impl FnOnce() -> Result<i32, Failure>) -> Result<i32, OciError> {
     let (answer, answer_write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(errno("making a pipe"))?;
     let child = sys::fork_worker(|| {
+        // Nobody would know of what it makes.
+        let _ = nix::sys::prctl::set_pdeathsig(Some(Signal::SIGKILL));
         let said = match work() {
             Ok(pid) => Answer::Made(pid),
             Err(failure) => Answer::Failed(failure),
@@ -419,15 +421,7 @@ fn convert_cgroup_mounts(config: &mut Value, unified: bool) -> Option<Value> {
         return None;
     }
     let at = mounts.iter().position(|mount| mount["type"] == "cgroup" || mount["type"] == "cgroup2")?;
-    let wanted = mounts[at].clone();
-    if unified {
-        mounts.remove(at);
-    } else {
-        // Folders for the hierarchies are made in it.
-        let options = ["nosuid", "nodev", "noexec", "mode=755", "size=64k"];
-        mounts[at] = json!({ "destination": wanted["destination"], "type": "tmpfs", "source": "tmpfs", "options": options });
-    }
-    Some(wanted)
+    Some(mounts.remove(at))
 }
 
 /// What the helper is to do at the two moments, as hooks for libcontainer.
@@ -448,11 +442,11 @@ fn order_of_hooks(
         json!([{ "path": order.helper, "args": ["coracle", "oci-helper", text.to_string()] }])
     };
     let mut wanted = json!({});
-    if has(Moment::Prestart) || has(Moment::CreateRuntime) {
-        wanted["createRuntime"] = helper("createRuntime", Value::Null);
+    if has(Moment::Prestart) || has(Moment::CreateRuntime) || cgroup_mount.is_some() {
+        wanted["createRuntime"] = helper("createRuntime", cgroup_mount.unwrap_or_default());
     }
-    if has(Moment::CreateContainer) || cgroup_mount.is_some() {
-        wanted["createContainer"] = helper("createContainer", cgroup_mount.unwrap_or_default());
+    if has(Moment::CreateContainer) {
+        wanted["createContainer"] = helper("createContainer", Value::Null);
     }
     wanted
 }
@@ -472,6 +466,11 @@ fn sanitize(config: &mut Value, bundle: &Bundle, process: &Prepared, hooks: &Val
     if let Some(linux) = config["linux"].as_object_mut() {
         linux.remove("resources");
         linux.remove("seccomp");
+        if let Some(propagation) = linux.get("rootfsPropagation").and_then(Value::as_str) {
+            // libcontainer's are all recursive, and it knows no other names.
+            let name = propagation.strip_prefix('r').unwrap_or(propagation).to_owned();
+            linux.insert("rootfsPropagation".to_owned(), json!(name));
+        }
         // libcontainer makes a cgroup of this name in a folder that is hidden from it.
         linux.insert("cgroupsPath".to_owned(), json!("/"));
     }

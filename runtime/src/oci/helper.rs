@@ -49,15 +49,18 @@ pub fn run(order: &str) -> Result<(), OciError> {
     match order.moment.as_str() {
         "createRuntime" => {
             enter(&order.mounts)?;
+            if !order.cgroup_mount.is_null() {
+                let pid = told["pid"].as_i64().unwrap_or_default();
+                let own = PathBuf::from("/proc/self/ns/mnt");
+                let own = File::open(&own).map_err(io("opening", &own))?;
+                show_cgroups(&order, &state.cgroup, pid)?;
+                setns(own, CloneFlags::CLONE_NEWNS)
+                    .map_err(errno("going back into the machine's mount namespace"))?;
+            }
             hooks::run(&config, Moment::Prestart, &document, &[])?;
             hooks::run(&config, Moment::CreateRuntime, &document, &[])
         }
-        "createContainer" => {
-            if !order.cgroup_mount.is_null() {
-                show_cgroups(&order, &state.cgroup)?;
-            }
-            hooks::run(&config, Moment::CreateContainer, &document, &[])
-        }
+        "createContainer" => hooks::run(&config, Moment::CreateContainer, &document, &[]),
         other => Err(OciError::Usage(format!("{other:?} is no moment"))),
     }
 }
@@ -69,16 +72,13 @@ fn enter(mounts: &Path) -> Result<(), OciError> {
 
 /// Shows the container its own cgroups: copies of the mounts are taken where the hierarchies are seen, and put in place
 /// where the container's root is.
-fn show_cgroups(order: &Order, cgroup: &str) -> Result<(), OciError> {
-    let path = Path::new("/proc/self/ns/mnt");
-    let own = File::open(path).map_err(io("opening", path))?;
-    enter(&order.mounts)?;
+fn show_cgroups(order: &Order, cgroup: &str, pid: i64) -> Result<(), OciError> {
     let read_only = order.cgroup_mount["options"].as_array().is_some_and(|all| all.iter().any(|it| it == "ro"));
     let trees = hierarchies(cgroup)
         .into_iter()
         .map(|(name, folder)| Ok((name, copy(&folder, read_only)?)))
         .collect::<Result<Vec<_>, OciError>>();
-    setns(own, CloneFlags::CLONE_NEWNS).map_err(errno("going back into the container's mount namespace"))?;
+    enter(Path::new(&format!("/proc/{pid}/ns/mnt")))?;
     let trees = match trees {
         // Before Linux 5.12: a program that looks there finds nothing, as on a machine without cgroups.
         Err(OciError::System { source, .. }) if source.raw_os_error() == Some(libc::ENOSYS) => {
@@ -95,6 +95,12 @@ fn show_cgroups(order: &Order, cgroup: &str) -> Result<(), OciError> {
         Ok(order.rootfs.join(inside.strip_prefix("/").unwrap_or(&inside)))
     };
     let several = trees.len() > 1;
+    if several {
+        // Folders for the hierarchies are made in it.
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        mount(Some("tmpfs"), &place(&destination)?, Some("tmpfs"), flags, Some("mode=755,size=64k"))
+            .map_err(errno("mounting a tmpfs for cgroups"))?;
+    }
     for (name, tree) in trees {
         let target = place(&if several { destination.join(&name) } else { destination.clone() })?;
         rustix::mount::move_mount(tree, "", CWD, &target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)

@@ -75,6 +75,7 @@ pub(super) fn prepare(process: &Value, seccomp: Option<&Value>) -> Result<Prepar
             }
         }
     }
+    check_limits(&document)?;
     let number = |value: &Value| value.as_u64().and_then(|it| u16::try_from(it).ok());
     let size = (number(&process["consoleSize"]["height"]), number(&process["consoleSize"]["width"]));
     let oom_score_adj = match &process["oomScoreAdj"] {
@@ -93,6 +94,41 @@ pub(super) fn prepare(process: &Value, seccomp: Option<&Value>) -> Result<Prepar
         console_size: size.0.zip(size.1).filter(|size| *size != (0, 0)),
         document,
     })
+}
+
+/// Names of resource limits by number (asm-generic/resource.h of the kernel).
+const LIMITS: [&str; 16] = [
+    "CPU", "FSIZE", "DATA", "STACK", "CORE", "RSS", "NPROC", "NOFILE", "MEMLOCK", "AS", "LOCKS", "SIGPENDING",
+    "MSGQUEUE", "NICE", "RTPRIO", "RTTIME",
+];
+
+/// A limit that this process may not raise would be a bare EPERM of libcontainer's later.
+fn check_limits(document: &Value) -> Result<(), OciError> {
+    let may_raise = worker::available_capabilities().is_none_or(|all| all.iter().any(|it| it == "SYS_RESOURCE"));
+    let mut seen: Vec<&str> = Vec::new();
+    for limit in document["rlimits"].as_array().map(Vec::as_slice).unwrap_or_default() {
+        let kind = limit["type"].as_str().unwrap_or_default();
+        let refused = |reason: String| OciError::Refused { field: "process.rlimits".to_owned(), reason };
+        let (soft, hard) = (limit["soft"].as_u64(), limit["hard"].as_u64());
+        let (Some(soft), Some(hard)) = (soft, hard) else {
+            return Err(refused(format!("{kind}: soft and hard are wanted, as numbers")));
+        };
+        if soft > hard {
+            return Err(refused(format!("{kind}: soft {soft} is more than hard {hard}")));
+        }
+        if seen.contains(&kind) {
+            return Err(refused(format!("{kind} is there twice")));
+        }
+        seen.push(kind);
+        let number = LIMITS.iter().position(|it| kind.strip_prefix("RLIMIT_") == Some(it));
+        let Some(own) = number.and_then(crate::sys::hard_limit) else { continue };
+        if hard > own && !may_raise {
+            return Err(refused(format!(
+                "{kind}: {hard} is more than the {own} that this machine's root may set"
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn names(set: &Value) -> Vec<String> {
@@ -185,6 +221,10 @@ mod tests {
             prepare(&process, seccomp.as_ref()).expect_err("refused").to_string()
         };
         assert!(refused(json!({ "oomScoreAdj": 1001 }), None).starts_with("config.json: process.oomScoreAdj: "));
+        let limits =
+            |soft: u64, hard: u64| json!({ "rlimits": [{ "type": "RLIMIT_CORE", "soft": soft, "hard": hard }] });
+        assert!(refused(limits(2, 1), None).contains("process.rlimits: RLIMIT_CORE: soft 2"));
+        assert!(prepare(&limits(0, 0), None).is_ok());
         let broken = json!({ "defaultAction": "SCMP_ACT_X" });
         assert!(refused(json!({}), Some(broken)).starts_with("config.json: linux.seccomp: defaultAction"));
     }
