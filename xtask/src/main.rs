@@ -24,6 +24,8 @@ const TEST_PACKAGES: &[&str] = &[
     "iproute2",
     "qemu-system-x86",
     "e2fsprogs",
+    // An engine that drives the OCI command line.
+    "podman",
     // Judges of the system call filter.
     "python3-seccomp",
     "golang-github-containers-common",
