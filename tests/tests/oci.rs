@@ -656,3 +656,57 @@ fn podman_drives_it() -> anyhow::Result<()> {
     ensure!(code == 1 && said.contains("uid=7(7) gid=8(8)") && said.contains("Read-only"), "{code} {said}");
     Ok(())
 }
+
+/// What a container looks like from within, line by line.
+const LOOK_AROUND: &str = r#"
+while read id parent dev root point options rest; do echo "$point $options ${rest#*- }" | sed 's/,size=[0-9]*k\?//; s/,inode64//; s/ r[ow]\(,[^ ]*\)\?$/ \1/'; done < /proc/self/mountinfo | sed 's#^\(/proc/[^ ]*\|/sys/firmware\) ro.* tmpfs tmpfs.*#\1 masked#; s#^\(/proc/[^ ]*\) ro[^ ]* proc.*#\1 read-only#' | sort
+grep -E 'Cap|NoNew|Seccomp|Groups|Umask|Uid|Gid' /proc/self/status
+ls -l /dev | sed 's/ [A-Z][a-z][a-z] .*[0-9] / /' | grep -v total; ls /dev/pts
+cat /proc/self/limits; env | sort; pwd; ls /proc/self/fd | wc -l; hostname; umask
+cat /proc/self/oom_score_adj /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/domainname; sed 's/coracle-oci-.*//' /proc/self/cgroup
+for path in /proc/kcore /proc/keys /sys/firmware /proc/timer_list /proc/scsi; do ls -l $path 2>&1 | head -n 1 | sed 's/ [A-Z][a-z][a-z] .*[0-9] / /'; done
+touch /proc/sys/x /sys/x /x 2>&1; readlink /proc/1/exe; cut -d ' ' -f 6 /proc/1/stat; cat /proc/1/comm
+for ns in ipc uts net pid mnt cgroup; do readlink /proc/self/ns/$ns | tr -d '0-9'; done
+"#;
+
+#[test]
+fn our_launcher_and_libcontainer_make_the_same_container() -> anyhow::Result<()> {
+    needs!("busybox");
+    let seccomp = json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{ "names": ["chroot"], "action": "SCMP_ACT_ERRNO" }] });
+    let volume = tempfile::tempdir()?;
+    let bind = json!({ "destination": "/tmp/v", "type": "bind", "source": volume.path(), "options": ["rbind", "rprivate", "nosuid", "nodev", "noexec", "ro"] });
+    let tmpfs = json!({ "destination": "/etc", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev", "mode=750", "size=64k"] });
+    let shapes: Vec<Vec<(&str, Value)>> = vec![
+        vec![],
+        vec![("/process/noNewPrivileges", json!(false)), ("/linux/seccomp", seccomp.clone())],
+        vec![
+            ("/process/user", json!({ "uid": 5, "gid": 6, "additionalGids": [7], "umask": 23 })),
+            ("/linux/seccomp", seccomp),
+        ],
+        vec![
+            ("/root/readonly", json!(false)),
+            ("/mounts/-", bind),
+            ("/mounts/-", tmpfs),
+            ("/process/cwd", json!("/tmp")),
+        ],
+        vec![
+            ("/linux/sysctl", json!({ "net.ipv4.ip_forward": "1" })),
+            ("/domainname", json!("d")),
+            ("/process/oomScoreAdj", json!(5)),
+        ],
+        vec![("/process/capabilities", Value::Null)],
+        vec![("/linux/namespaces", json!([{ "type": "mount" }, { "type": "pid" }, { "type": "uts" }]))],
+    ];
+    for (number, shape) in shapes.iter().enumerate() {
+        let ours = seen(shape, LOOK_AROUND)?;
+        let mut other = shape.clone();
+        // Changes nothing, and our launcher does not know it.
+        other.push(("/process/ioPriority", json!({ "class": "IOPRIO_CLASS_BE", "priority": 4 })));
+        let theirs = seen(&other, LOOK_AROUND)?;
+        for (line, (ours, theirs)) in ours.lines().zip(theirs.lines()).enumerate() {
+            assert_eq!(ours, theirs, "shape {number}, line {line}");
+        }
+        assert_eq!(ours.lines().count(), theirs.lines().count(), "shape {number}");
+    }
+    Ok(())
+}

@@ -337,7 +337,7 @@ fn logs_that_are_kept_in_files_outlive_agent_shim_and_container_within_their_bou
     board.coracle(&["stop"])?;
     board.coracle(&["shutdown"])?;
     wait_for("its end", || Ok(!board.output(&["status"])?.status.success()))?;
-    for folder in ["containers", "state", "libcontainer"] {
+    for folder in ["containers", "state"] {
         std::fs::remove_dir_all(board.run_folder().join(folder))?;
     }
     board.start_agent()?;

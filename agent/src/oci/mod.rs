@@ -7,6 +7,7 @@ mod show;
 mod update;
 
 use crate::cli::output;
+use coracle_runtime::oci::bundle::Bundle;
 use coracle_runtime::oci::{self, Change, Create, Exec, OciError};
 use foreground::Console;
 use options::{Options, Usage};
@@ -133,7 +134,10 @@ fn begin_log(options: &Options) -> Result<(), Problem> {
 
 fn run(options: &Options) -> Result<i32, Problem> {
     match options.command.as_str() {
-        "create" => drop(create(options, options.console_socket.as_deref())?),
+        "create" => {
+            let bundle = Bundle::load(&options.bundle)?;
+            create(options, &bundle, options.console_socket.as_deref())?;
+        }
         "start" => oci::start(&options.root, options.id(1)?)?,
         "run" => return run_container(options),
         "exec" => return exec(options),
@@ -157,11 +161,11 @@ fn run(options: &Options) -> Result<i32, Problem> {
     Ok(0)
 }
 
-fn create(options: &Options, console_socket: Option<&Path>) -> Result<oci::State, Problem> {
+fn create(options: &Options, bundle: &Bundle, console_socket: Option<&Path>) -> Result<oci::State, Problem> {
     Ok(oci::create(&Create {
         root: &options.root,
         id: options.id(1)?,
-        bundle: &options.bundle,
+        bundle,
         console_socket,
         pid_file: options.pid_file.as_deref(),
         preserve_fds: options.preserve_fds,
@@ -174,7 +178,7 @@ fn create(options: &Options, console_socket: Option<&Path>) -> Result<oci::State
 /// `run`: create, start, wait, delete.
 fn run_container(options: &Options) -> Result<i32, Problem> {
     let id = options.id(1)?;
-    let bundle = oci::bundle::Bundle::load(&options.bundle)?;
+    let bundle = Bundle::load(&options.bundle)?;
     let terminal = bundle.config["process"]["terminal"] == true;
     let console = match (&options.console_socket, terminal && !options.detach) {
         (None, true) => Some(Console::open()?),
@@ -184,7 +188,7 @@ fn run_container(options: &Options) -> Result<i32, Problem> {
         oci::take_orphans()?;
     }
     let own = console.as_ref().map(Console::path);
-    let state = create(options, own.as_deref().or(options.console_socket.as_deref()))?;
+    let state = create(options, &bundle, own.as_deref().or(options.console_socket.as_deref()))?;
     let started = || -> Result<Option<_>, Problem> {
         let pump = console.as_ref().map(Console::attach).transpose()?;
         oci::start(&options.root, id)?;

@@ -1,7 +1,6 @@
-//! The only file that names libcontainer: create and start, run a command, delete.
+//! The only file that names libcontainer, for what the launcher does not know; and what runs last, whoever made the process.
 //!
-//! Called from workers of the shim alone, never from a process with threads: libcontainer clones and then runs
-//! ordinary code. Its init lands as a child of the shim (`as_sibling`).
+//! Called from a worker alone, never from a process with threads: libcontainer clones and then runs ordinary code.
 
 use super::init;
 use super::program::{self, NotRunnable};
@@ -79,58 +78,31 @@ pub struct Waiting {
 impl Waiting {
     /// Waits for `start`, and runs the hooks that come before the program.
     fn wait(&self, launch: &Launch) -> Result<(), String> {
-        let mut kept: Vec<RawFd> = (3..3 + self.preserved).chain([launch.report]).chain(launch.gate).collect();
-        kept.extend(self.start);
-        close_all_but(&kept);
         if let Some((rows, columns)) = self.console {
             // Descriptor 0 is the terminal then; without one there is nothing to size.
             let _ = crate::terminal::set_size(sys::borrow(0), rows, columns);
         }
         let Some(start) = self.start else { return Ok(()) };
-        while nix::unistd::read(start, &mut [0]) == Err(nix::errno::Errno::EINTR) {}
+        wait_for_byte(start);
         let hooks = hooks::run(&self.config, Moment::StartContainer, &self.state, &launch.env);
         hooks.map_err(|error| error.to_string())
     }
 }
 
+/// Waits for a byte, or for the end.
+fn wait_for_byte(fd: RawFd) {
+    while nix::unistd::read(fd, &mut [0]) == Err(nix::errno::Errno::EINTR) {}
+}
+
 impl Executor for Launch {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
         let args = spec.process().as_ref().and_then(|process| process.args().clone()).unwrap_or_default();
-        let report = |failure: &NotRunnable| self.tell(failure);
-        if let Some(waiting) = &self.waiting
-            && let Err(reason) = waiting.wait(self)
-        {
-            report(&NotRunnable { code: 126, reason });
-            sys::exit_now(126)
-        }
-        if let Some(gate) = self.gate.filter(|_| self.waiting.is_none()) {
-            // libcontainer waits for the descriptors of a command to close before it returns to the worker, and the
-            // worker opens the gate after that.
-            close_all_but(&[self.report, gate]);
-            let _ = nix::unistd::read(gate, &mut [0]);
-        }
-        if let Err(reason) = self.confine() {
-            let failure = NotRunnable { code: 126, reason };
-            report(&failure);
-            sys::exit_now(failure.code)
-        }
-        if self.reaper {
-            init::run(&args, &self.env, report);
-        }
-        let failure = program::run(&args, &self.env);
-        report(&failure);
-        sys::exit_now(failure.code)
+        self.go(&args)
     }
 
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
-        // Engines want to know at `create` already, in the words of runc.
-        if self.waiting.is_some() {
-            let args = spec.process().as_ref().and_then(|process| process.args().as_deref()).unwrap_or_default();
-            let found = program::find(args, &self.env);
-            return found.map_err(|it| ExecutorValidationError::ArgValidationError(it.reason));
-        }
-        // `exec` finds the program as the container will see it; libcontainer's own check is stricter than the kernel.
-        Ok(())
+        let args = spec.process().as_ref().and_then(|process| process.args().as_deref()).unwrap_or_default();
+        self.check(args).map_err(ExecutorValidationError::ArgValidationError)
     }
 
     fn setup_envs(&self, _: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
@@ -140,6 +112,49 @@ impl Executor for Launch {
 }
 
 impl Launch {
+    /// Waits where it is to wait, and becomes the program.
+    pub fn go(&self, args: &[String]) -> ! {
+        let report = |failure: &NotRunnable| self.tell(failure);
+        // libcontainer waits for the descriptors of a command to close before it returns to the worker, and the worker
+        // opens the gate after that.
+        let preserved = self.waiting.as_ref().map_or(0, |waiting| waiting.preserved);
+        let start = self.waiting.as_ref().and_then(|waiting| waiting.start);
+        let kept = (3..3 + preserved).chain([self.report]).chain(self.gate).chain(start);
+        close_all_but(&kept.collect::<Vec<RawFd>>());
+        if let Some(gate) = self.gate {
+            wait_for_byte(gate);
+        }
+        if let Some(waiting) = &self.waiting
+            && let Err(reason) = waiting.wait(self)
+        {
+            report(&NotRunnable { code: 126, reason });
+            sys::exit_now(126)
+        }
+        if let Err(reason) = self.confine() {
+            let failure = NotRunnable { code: 126, reason };
+            report(&failure);
+            sys::exit_now(failure.code)
+        }
+        if self.reaper {
+            init::run(args, &self.env, report);
+        }
+        let failure = program::run(args, &self.env);
+        report(&failure);
+        sys::exit_now(failure.code)
+    }
+
+    /// Engines want to know at `create` already that there is no program, in the words of runc; the agent is told by
+    /// the program's start, as the container will see it.
+    ///
+    /// # Errors
+    /// That there is no program, or that it may not be run.
+    pub fn check(&self, args: &[String]) -> Result<(), String> {
+        match self.waiting {
+            Some(_) => program::find(args, &self.env).map_err(|it| it.reason),
+            None => Ok(()),
+        }
+    }
+
     /// The last thing before the program, and before the reaper, which stays.
     fn confine(&self) -> Result<(), String> {
         let Some(filter) = &self.filter else { return Ok(()) };
@@ -186,15 +201,6 @@ pub struct Making<'a> {
     pub preserve_fds: i32,
     /// Only change the root (chroot(2)).
     pub no_pivot: bool,
-    /// Its parent is the caller's parent, not the caller.
-    pub as_sibling: bool,
-}
-
-impl<'a> Making<'a> {
-    /// For the shim, whose worker calls.
-    pub fn detached(id: &'a str, root: &'a Path, bundle: &'a Path) -> Self {
-        Self { id, root, bundle, preserve_fds: 0, no_pivot: false, as_sibling: true }
-    }
 }
 
 /// Creates the container of `bundle` and returns its process id; the program waits for [`start`].
@@ -211,7 +217,6 @@ pub fn create(making: &Making<'_>, launch: Launch, io: Io) -> Result<Created, Li
         .as_init(making.bundle)
         .with_systemd(false)
         .with_detach(true)
-        .as_sibling(making.as_sibling)
         .with_no_pivot(making.no_pivot)
         .build()?;
     let pid = container.pid().map_or(0, |pid| pid.as_raw());
@@ -246,7 +251,7 @@ pub fn exec(making: &Making<'_>, launch: Launch, io: Io) -> Result<i32, Libconta
         .with_preserved_fds(making.preserve_fds)
         .validate_id()?;
     let tenant = builder.as_tenant().with_process(Some(making.bundle)).with_ignore_paused(true);
-    let pid = tenant.with_detach(true).as_sibling(making.as_sibling).build()?;
+    let pid = tenant.with_detach(true).build()?;
     Ok(pid.as_raw())
 }
 
@@ -255,16 +260,5 @@ fn with_io(builder: ContainerBuilder, io: Io) -> ContainerBuilder {
         Io::Stdio(stdio) => builder.with_stdin(stdio.stdin).with_stdout(stdio.stdout).with_stderr(stdio.stderr),
         Io::Terminal(socket) => builder.with_console_socket(Some(socket)),
         Io::Inherited => builder,
-    }
-}
-
-/// Removes what libcontainer keeps of an ended container: its state.
-///
-/// # Errors
-/// As the file system says.
-pub fn forget(id: &str, root: &Path) -> std::io::Result<()> {
-    match std::fs::remove_dir_all(root.join(id)) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
     }
 }

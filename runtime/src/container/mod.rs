@@ -12,6 +12,7 @@
 mod accounts;
 pub mod cgroup;
 mod init;
+pub(crate) mod launcher;
 pub(crate) mod libcontainer;
 mod oci;
 mod program;

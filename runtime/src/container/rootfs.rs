@@ -10,7 +10,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstatat, mkdirat};
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
@@ -129,6 +129,41 @@ impl Root {
         let fd = nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
             .map_err(system("opening", path))?;
         Ok(Self { fd: crate::sys::own(fd) })
+    }
+
+    /// Its number.
+    pub fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+
+    /// Makes what is missing, as [`Root::make`] does, and opens the place.
+    ///
+    /// # Errors
+    /// As for [`Root::make`].
+    pub fn make_open(&self, path: &Path, kind: Kind) -> Result<OwnedFd, RootError> {
+        self.open_place(&self.make(path, kind)?)
+    }
+
+    /// Opens a path that was resolved before, without looking into it. One that has a link in it by now was changed by
+    /// somebody, and is refused.
+    ///
+    /// # Errors
+    /// ELOOP for a link, ENOENT when it is gone.
+    pub fn open_place(&self, resolved: &Path) -> Result<OwnedFd, RootError> {
+        use rustix::fs::{Mode as Bits, OFlags, ResolveFlags};
+        let relative = resolved.strip_prefix("/").unwrap_or(resolved);
+        let relative = if relative.as_os_str().is_empty() { Path::new(".") } else { relative };
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let only = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | ResolveFlags::BENEATH;
+        match rustix::fs::openat2(&self.fd, relative, flags, Bits::empty(), only) {
+            // Before Linux 5.6: the last name alone is looked at.
+            Err(rustix::io::Errno::NOSYS) => {
+                let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+                openat(Some(self.fd.as_raw_fd()), relative, flags, Mode::empty()).map(crate::sys::own)
+            }
+            opened => opened.map_err(|errno| Errno::from_raw(errno.raw_os_error())),
+        }
+        .map_err(system("opening", resolved))
     }
 
     /// Refuses an image whose `/proc`, `/sys` or `/dev` is a link: what the kernel mounts there would land elsewhere.

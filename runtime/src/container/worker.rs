@@ -4,9 +4,10 @@
 
 use super::accounts::{AccountError, Accounts, Identity, MAX_ACCOUNT_FILE};
 use super::cgroup::devices::{self, Access, FORBIDDEN, Rule};
-use super::cgroup::entry::{self, CgroupError, Devices, Entered, Order, Present};
+use super::cgroup::entry::{self, CgroupError, Devices, Order, Present};
 use super::cgroup::tasks;
-use super::libcontainer::{self, Io, Launch, Making, Stdio};
+use super::launcher;
+use super::libcontainer::{Io, Launch, Stdio};
 use super::oci::{self, DeviceNode, Resolved};
 use super::program::NotRunnable;
 use super::rootfs::{self, Kind, Root, RootError};
@@ -16,13 +17,14 @@ use super::spec::{
 };
 use super::volume;
 use crate::seccomp::{self, Arch, Instruction};
-use crate::shim::{Failure, FailureKind, chain};
+use crate::shim::{Failure, FailureKind};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 use nix::unistd::Pid;
+use std::ffi::CString;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -36,8 +38,6 @@ const MAX_SPEC: u64 = 1024 * 1024;
 pub struct Folders {
     /// One folder a container: description, bundle.
     pub containers: PathBuf,
-    /// libcontainer's own state.
-    pub libcontainer: PathBuf,
     /// Empty; workers mount their container's root here, each in a mount namespace of its own.
     pub root: PathBuf,
 }
@@ -163,19 +163,11 @@ pub fn start(
     };
     make_working_folder(&root, spec)?;
     let bundle = folders.containers.join(&spec.id);
-    write_json(&bundle.join("config.json"), &oci::config(spec, &resolved))?;
-    // Left from the last start, or by a shim that crashed: then its processes are gone too.
-    forget(folders, &spec.id)?;
-    launch_main(folders, spec, &resolved, &bundle, output, barrier)
+    launch_main(spec, &resolved, &bundle, output, barrier)
 }
 
-fn forget(folders: &Folders, id: &str) -> Result<(), Failure> {
-    libcontainer::forget(id, &folders.libcontainer)
-        .map_err(|error| io_failure("removing the state of", Path::new(id), &error))
-}
-
-/// Goes into the container's cgroups, and hides them from libcontainer.
-fn enter_cgroups(spec: &ContainerSpec, nodes: &[DeviceNode]) -> Result<Entered, Failure> {
+/// Makes the container's cgroups.
+fn make_cgroups(spec: &ContainerSpec, nodes: &[DeviceNode]) -> Result<entry::Made, Failure> {
     let mut allowed: Vec<Rule> = devices::every_container().collect();
     for node in nodes {
         let rule = granted(node)?;
@@ -189,20 +181,14 @@ fn enter_cgroups(spec: &ContainerSpec, nodes: &[DeviceNode]) -> Result<Entered, 
         let rules = Rule::parse(rule);
         allowed.extend(rules.ok_or_else(|| refused(format!("device_cgroup_rules: {rule:?} is no rule")))?);
     }
-    let entered = entry::enter_new(&Order {
+    Ok(entry::make(&Order {
         cgroup: &spec.cgroup,
         settings: &spec.limits,
         tasks: Some(tasks(&spec.limits)),
         devices: if spec.privileged { Devices::All } else { Devices::Only(allowed) },
         parent_forbids: !spec.privileged,
         present: Present::Ours,
-    })?;
-    hide_cgroups()?;
-    Ok(entered)
-}
-
-fn hide_cgroups() -> Result<(), Failure> {
-    entry::hide().map_err(|error| io_failure("hiding", Path::new("/sys/fs/cgroup"), &error))
+    })?)
 }
 
 fn granted(node: &DeviceNode) -> Result<Rule, Failure> {
@@ -218,7 +204,6 @@ fn refused(message: String) -> Failure {
 }
 
 fn launch_main(
-    folders: &Folders,
     spec: &ContainerSpec,
     resolved: &Resolved,
     bundle: &Path,
@@ -226,27 +211,45 @@ fn launch_main(
     barrier: Option<&OwnedFd>,
 ) -> Result<Made, Failure> {
     let (report, report_write) = crate::shim::pipe().map_err(internal("making a pipe"))?;
+    let (gate, gate_write) =
+        nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(internal("making a pipe"))?;
     let launch = Launch {
         env: environment(&spec.process.env, &resolved.identity, spec.process.tty),
         reaper: spec.init,
         report: report_write.as_raw_fd(),
-        gate: None,
+        gate: Some(gate.as_raw_fd()),
         filter: filter(&spec.process)?,
         borrows_admin: oci::borrows_admin(&spec.process),
         waiting: None,
     };
     let (io, console) = io_for(output, bundle)?;
-    let entered = enter_cgroups(spec, &resolved.devices)?;
-    let created = libcontainer::create(&Making::detached(&spec.id, &folders.libcontainer, bundle), launch, io)
-        .map_err(|error| Failure::new(FailureKind::Internal, chain(&error)))?;
-    let pid = created.pid;
-    set_oom_score(pid, Some(spec.process.oom_score_adj))?;
-    entered.limit_tasks()?;
-    if let Some(barrier) = barrier {
-        wait_for_release(barrier)?;
+    let cgroups = make_cgroups(spec, &resolved.devices)?;
+    let config: oci_spec::runtime::Spec = serde_json::from_value(oci::config(spec, resolved))
+        .map_err(|error| Failure::new(FailureKind::Internal, format!("the configuration: {error}")))?;
+    let pid = launcher::create(
+        &cgroups.place,
+        &launcher::Order {
+            spec: &config,
+            rootfs: &resolved.root,
+            launch: &launch,
+            io,
+            no_pivot: false,
+            keyring: CString::new(format!("_ses.{}", spec.id)).ok(),
+            cgroups: Vec::new(),
+            hooks: None,
+        },
+    )?;
+    let finish = || -> Result<(), Failure> {
+        set_oom_score(pid, Some(spec.process.oom_score_adj))?;
+        cgroups.limit_tasks()?;
+        barrier.map_or(Ok(()), wait_for_release)
+    };
+    if let Err(failure) = finish() {
+        // Else the end of the gate would let it go.
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        return Err(failure);
     }
-    created.start().map_err(|error| Failure::new(FailureKind::Internal, chain(&error)))?;
-    drop(report_write);
+    drop((gate, gate_write, report_write));
     wait_until_running(&report)?;
     see_filter(pid, &spec.process)?;
     Ok(Made { pid, terminal: console.map(|socket| receive_terminal(&socket)).transpose()? })
@@ -283,8 +286,8 @@ pub fn exec(
     }
     // The account files that a command sees are the container's present ones.
     let identity = read_accounts(&root)?.resolve(&process.user, &process.group_add)?;
-    let file = bundle.join(format!("exec-{number}.json"));
-    write_json(&file, &oci::process(&process, &identity))?;
+    let config: oci_spec::runtime::Process = serde_json::from_value(oci::process(&process, &identity))
+        .map_err(|error| Failure::new(FailureKind::Internal, format!("the command's process: {error}")))?;
     let (report, report_write) = crate::shim::pipe().map_err(internal("making a pipe"))?;
     let (gate, gate_write) =
         nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(internal("making a pipe"))?;
@@ -298,13 +301,9 @@ pub fn exec(
         waiting: None,
     };
     let (io, console) = io_for(output, &bundle)?;
-    private_mounts()?;
-    entry::enter_running(&spec.cgroup, exec.contained.then_some(number))?;
-    hide_cgroups()?;
-    let pid = libcontainer::exec(&Making::detached(id, &folders.libcontainer, &file), launch, io);
-    // Removed before anything can fail: it is read by now.
-    let _ = std::fs::remove_file(&file);
-    let pid = pid.map_err(|error| Failure::new(FailureKind::Internal, chain(&error)))?;
+    let place = entry::place(&spec.cgroup, exec.contained.then_some(number))?;
+    let command = launcher::Command { target: main_pid, process: &config, launch: &launch, io };
+    let pid = launcher::exec(&place, &command)?;
     set_oom_score(pid, Some(spec.process.oom_score_adj))?;
     let terminal = console.map(|socket| receive_terminal(&socket)).transpose()?;
     if let (Some(terminal), Some((rows, columns))) = (&terminal, exec.terminal_size) {
@@ -326,7 +325,6 @@ pub fn delete(folders: &Folders, id: &str) -> Result<(), Failure> {
     if let Ok(spec) = read_spec(folders, id) {
         entry::remove(&spec.cgroup)?;
     }
-    forget(folders, id)?;
     match std::fs::remove_dir_all(&bundle) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io_failure("removing", &bundle, &error)),
         _ => Ok(()),
@@ -515,10 +513,20 @@ fn filter(process: &ProcessSpec) -> Result<Option<Vec<Instruction>>, Failure> {
     program.map(Some).map_err(|reason| refused(format!("security_opt: seccomp profile: {reason}")))
 }
 
-/// The program of a profile in the form of Docker's, or of the OCI specification's.
-pub(crate) fn compile_profile(text: &str, capabilities: &[&str]) -> Result<Vec<Instruction>, String> {
+/// The program of a profile in the form of Docker's.
+fn compile_profile(text: &str, capabilities: &[&str]) -> Result<Vec<Instruction>, String> {
     let reader = seccomp::Reader { capabilities, kernel: kernel_version(), arches: known_arches()? };
     let (profile, arches) = reader.read(text)?;
+    compile(&profile, &arches)
+}
+
+/// The program of a profile in the form of the OCI specification's.
+pub(crate) fn compile_document(
+    document: &serde_json::Value,
+    capabilities: &[&str],
+) -> Result<Vec<Instruction>, String> {
+    let reader = seccomp::Reader { capabilities, kernel: kernel_version(), arches: known_arches()? };
+    let (profile, arches) = reader.read_value(document)?;
     compile(&profile, &arches)
 }
 
@@ -602,9 +610,4 @@ fn receive_terminal(listener: &OwnedFd) -> Result<OwnedFd, Failure> {
     let connection = crate::sys::own(connection);
     let received = crate::shim::receive_descriptor(&connection).map_err(internal("receiving the terminal"))?;
     received.ok_or_else(|| Failure::new(FailureKind::Internal, "no terminal came from the container"))
-}
-
-fn write_json(path: &Path, value: &serde_json::Value) -> Result<(), Failure> {
-    let text = serde_json::to_vec(value).unwrap_or_default();
-    std::fs::write(path, text).map_err(|error| io_failure("writing", path, &error))
 }

@@ -97,7 +97,7 @@ pub fn parse(text: &[u8]) -> Result<(Value, Spec), Unfit> {
             }
         }
     }
-    let spec: Spec = serde_json::from_value(config.clone())
+    let spec: Spec = serde_json::from_slice(text)
         .map_err(|error| Unfit::Unreadable(crate::untrusted::one_line(&error.to_string())))?;
     check(&spec)?;
     Ok((config, spec))

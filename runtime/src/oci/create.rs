@@ -12,22 +12,20 @@ use super::state::{Home, State, begin_of};
 use crate::container;
 use crate::container::cgroup::devices::{Access, Kind, Rule};
 use crate::container::cgroup::entry::{self, Devices, Order, Present};
+use crate::container::cgroup::place::Place;
+use crate::container::launcher;
 use crate::container::libcontainer::{self, Io, Launch, Making, Waiting};
 use crate::container::rootfs::{self, Root};
 use crate::shim::{Failure, FailureKind, chain};
 use crate::sys;
-use nix::fcntl::OFlag;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
-use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use oci_spec::runtime::{LinuxDeviceType, LinuxNamespaceType, LinuxResources};
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::ffi::CString;
-use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -35,9 +33,6 @@ use std::path::{Path, PathBuf};
 pub(super) const START: &str = "start";
 /// Name of the FIFO that says why the program cannot run.
 pub(super) const REPORT: &str = "report";
-
-/// Bytes of what a worker says.
-const MAX_ANSWER: u64 = 64 * 1024;
 
 /// What `create` is told.
 #[derive(Debug, Clone)]
@@ -47,7 +42,7 @@ pub struct Create<'a> {
     /// Name.
     pub id: &'a str,
     /// The bundle.
-    pub bundle: &'a Path,
+    pub bundle: &'a Bundle,
     /// Where the terminal's master is sent.
     pub console_socket: Option<&'a Path>,
     /// Written when the container is made.
@@ -62,22 +57,13 @@ pub struct Create<'a> {
     pub helper: &'a Path,
 }
 
-/// What a worker says in the end.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) enum Answer {
-    /// The process.
-    Made(i32),
-    /// Why there is none.
-    Failed(Failure),
-}
-
 /// Makes a container.
 ///
 /// # Errors
 /// What is refused or failed; nothing is left of it then.
 pub fn create(order: &Create<'_>) -> Result<State, OciError> {
     let home = Home::of(order.root, order.id)?;
-    let bundle = Bundle::load(order.bundle)?;
+    let bundle = order.bundle;
     check_terminal(&bundle.config["process"], order.console_socket)?;
     check_descriptors(order.preserve_fds)?;
     let process = process::prepare(&bundle.config["process"], bundle.config["linux"].get("seccomp"))?;
@@ -85,7 +71,7 @@ pub fn create(order: &Create<'_>) -> Result<State, OciError> {
     let linux = bundle.spec.linux().as_ref();
     let wanted = linux.and_then(|linux| linux.resources().as_ref()).unwrap_or(&none);
     let cgroup = cgroup_path(linux.and_then(|linux| linux.cgroups_path().as_deref()), order.id)?;
-    let devices = devices(&bundle, wanted)?;
+    let devices = devices(bundle, wanted)?;
     home.make()?;
     let state = State {
         oci_version: super::VERSION.to_owned(),
@@ -100,7 +86,7 @@ pub fn create(order: &Create<'_>) -> Result<State, OciError> {
         begun: 0,
         started: false,
     };
-    let made = make(order, &home, &bundle, &state, &process, wanted, devices);
+    let made = make(order, &home, bundle, &state, &process, wanted, devices);
     made.inspect_err(|_| {
         // As if it had never been; poststop hooks end what others began (runtime.md, Lifecycle).
         let _ = entry::remove(&state.cgroup);
@@ -123,12 +109,27 @@ fn make(
     for name in [START, REPORT] {
         nix::unistd::mkfifo(&home.folder.join(name), Mode::from_bits_truncate(0o600)).map_err(errno(name))?;
     }
-    let space = Mounts::open()?;
-    let work = || worker(order, home, bundle, state, process, wanted, devices.clone(), &space);
-    let pid = in_worker(work)?;
+    let cgroups = entry::make(&Order {
+        cgroup: &state.cgroup,
+        settings: wanted,
+        tasks: resources::tasks(wanted),
+        devices,
+        parent_forbids: false,
+        present: Present::Foreign,
+    })?;
+    let pid = match launcher::unsupported(&bundle.spec) {
+        None => launch(order, home, bundle, state, process, &cgroups.place)?,
+        Some(what) => {
+            tracing::debug!(what, "is left to libcontainer");
+            let space = Mounts::open()?;
+            cgroups.place.in_child(|| worker(order, home, bundle, state, process, &space))?
+        }
+    };
     let begun = begin_of(pid).unwrap_or_default();
     let state = State { pid, begun, ..state.clone() };
     let finish = || -> Result<(), OciError> {
+        container::worker::set_oom_score(pid, process.oom_score_adj)?;
+        cgroups.limit_tasks()?;
         home.write(&state)?;
         if let Some(file) = order.pid_file {
             process::write_pid_file(file, pid)?;
@@ -155,44 +156,95 @@ impl Mounts {
     }
 }
 
-/// Does `work` in a fork and waits for what it says.
-pub(super) fn in_worker(work: impl FnOnce() -> Result<i32, Failure>) -> Result<i32, OciError> {
-    let (answer, answer_write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(errno("making a pipe"))?;
-    let child = sys::fork_worker(|| {
-        // Nobody would know of what it makes.
-        let _ = nix::sys::prctl::set_pdeathsig(Some(Signal::SIGKILL));
-        let said = match work() {
-            Ok(pid) => Answer::Made(pid),
-            Err(failure) => Answer::Failed(failure),
-        };
-        let text = serde_json::to_vec(&said).unwrap_or_default();
-        i32::from(nix::unistd::write(&answer_write, &text) != Ok(text.len()))
-    })
-    .map_err(errno("forking a worker"))?;
-    drop(answer_write);
-    // The container holds the pipe's other end until its program runs, so the end is the worker's.
-    waitpid(child, None).map_err(errno("waiting for the worker"))?;
-    nix::fcntl::fcntl(answer.as_raw_fd(), nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
-        .map_err(errno("reading from the worker"))?;
-    let mut text = Vec::new();
-    // Nothing more is said: the end looks like an empty pipe.
-    let _ = std::fs::File::from(answer).take(MAX_ANSWER).read_to_end(&mut text);
-    match serde_json::from_slice(&text) {
-        Ok(Answer::Made(pid)) => Ok(pid),
-        Ok(Answer::Failed(failure)) => Err(failure.into()),
-        Err(_) => Err(Failure::new(FailureKind::Internal, "the worker ended without a word").into()),
+#[allow(clippy::too_many_arguments, reason = "the worker needs everything that was looked up before it")]
+/// The usual shape.
+fn launch(
+    order: &Create<'_>,
+    home: &Home,
+    bundle: &Bundle,
+    state: &State,
+    process: &Prepared,
+    place: &Place,
+) -> Result<i32, OciError> {
+    let (start, report) = (open_fifo(home, START)?, open_fifo(home, REPORT)?);
+    let root = Root::open(&bundle.rootfs).map_err(Failure::from)?;
+    make_working_folder(&root, bundle)?;
+    let mut spec = bundle.spec.clone();
+    spec.set_process(Some(process.typed()?));
+    let launch = launch_of(order, bundle, state, process, (start.as_raw_fd(), report.as_raw_fd()));
+    let mounts = spec.mounts().iter().flatten();
+    let shown = mounts.into_iter().any(|it| matches!(it.typ().as_deref(), Some("cgroup" | "cgroup2")));
+    let document = |pid: i32| {
+        let mut document = state.document(super::Status::Creating);
+        document["pid"] = json!(pid);
+        document
+    };
+    let outside = |pid: i32| {
+        let run = |moment| hooks::run(&bundle.config, moment, &document(pid), &[]);
+        run(Moment::Prestart)
+            .and_then(|()| run(Moment::CreateRuntime))
+            .map_err(|error| Failure::new(FailureKind::Refused, error.to_string()))
+    };
+    let inside = |pid: i32| {
+        hooks::run(&bundle.config, Moment::CreateContainer, &document(pid), &[]).map_err(|error| error.to_string())
+    };
+    let moments = [Moment::Prestart, Moment::CreateRuntime, Moment::CreateContainer];
+    let hooked = moments.into_iter().any(|moment| !hooks::of(&bundle.config, moment).is_empty());
+    let pid = launcher::create(
+        place,
+        &launcher::Order {
+            spec: &spec,
+            rootfs: &bundle.rootfs,
+            launch: &launch,
+            io: io_of(order),
+            no_pivot: order.no_pivot,
+            keyring: (!order.no_new_keyring)
+                .then(|| CString::new(format!("_ses.{}", order.id)).unwrap_or_default()),
+            cgroups: if shown { container::cgroup::hierarchies(&state.cgroup) } else { Vec::new() },
+            hooks: hooked.then_some(launcher::Hooks { outside: &outside, inside: &inside }),
+        },
+    )?;
+    Ok(pid)
+}
+
+fn io_of(order: &Create<'_>) -> Io {
+    match order.console_socket {
+        Some(socket) => Io::Terminal(std::path::absolute(socket).unwrap_or_else(|_| socket.to_owned())),
+        None => Io::Inherited,
     }
 }
 
-#[allow(clippy::too_many_arguments, reason = "the worker needs everything that was looked up before it")]
+fn launch_of(
+    order: &Create<'_>,
+    bundle: &Bundle,
+    state: &State,
+    process: &Prepared,
+    (start, report): (i32, i32),
+) -> Launch {
+    Launch {
+        env: process.env.clone(),
+        reaper: false,
+        report,
+        gate: None,
+        filter: process.filter.clone(),
+        borrows_admin: process.borrows_admin,
+        waiting: Some(Waiting {
+            start: Some(start),
+            preserved: process::preserved(order.preserve_fds),
+            console: process.console_size,
+            config: hooks_inside(&bundle.config),
+            state: state.document(super::Status::Created),
+        }),
+    }
+}
+
+/// All other shapes, through libcontainer.
 fn worker(
     order: &Create<'_>,
     home: &Home,
     bundle: &Bundle,
     state: &State,
     process: &Prepared,
-    wanted: &LinuxResources,
-    devices: Devices,
     space: &Mounts,
 ) -> Result<i32, Failure> {
     if !order.no_new_keyring {
@@ -205,14 +257,6 @@ fn worker(
     root.refuse_linked_system_folders()?;
     make_working_folder(&root, bundle)?;
     let unified = container::cgroup::is_v2();
-    let entered = entry::enter_new(&Order {
-        cgroup: &state.cgroup,
-        settings: wanted,
-        tasks: resources::tasks(wanted),
-        devices,
-        parent_forbids: false,
-        present: Present::Foreign,
-    })?;
     let mut config = bundle.config.clone();
     let folder = home.folder.join("bundle");
     std::fs::create_dir(&folder).map_err(|error| failed("making", &folder, &error))?;
@@ -222,42 +266,19 @@ fn worker(
     let file = folder.join("config.json");
     std::fs::write(&file, config.to_string()).map_err(|error| failed("writing", &file, &error))?;
     entry::hide().map_err(|error| failed("hiding", Path::new("/sys/fs/cgroup"), &error))?;
-    let launch = Launch {
-        env: process.env.clone(),
-        reaper: false,
-        report: report.as_raw_fd(),
-        gate: None,
-        filter: process.filter.clone(),
-        borrows_admin: process.borrows_admin,
-        waiting: Some(Waiting {
-            start: Some(start.as_raw_fd()),
-            preserved: order.preserve_fds as i32,
-            console: process.console_size,
-            config: hooks_inside(&bundle.config),
-            state: state.document(super::Status::Created),
-        }),
-    };
-    let io = match order.console_socket {
-        Some(socket) => Io::Terminal(std::path::absolute(socket).unwrap_or_else(|_| socket.to_owned())),
-        None => Io::Inherited,
-    };
+    let launch = launch_of(order, bundle, state, process, (start.as_raw_fd(), report.as_raw_fd()));
     let making = Making {
         id: order.id,
         root: &home.folder.join("runtime"),
         bundle: &folder,
         preserve_fds: order.preserve_fds as i32,
         no_pivot: order.no_pivot,
-        as_sibling: false,
     };
-    let made = libcontainer::create(&making, launch, io)
+    let made = libcontainer::create(&making, launch, io_of(order))
         .map_err(|error| Failure::new(FailureKind::Internal, chain(&error)))?;
     let pid = made.pid;
-    let finish = || -> Result<(), Failure> {
-        container::worker::set_oom_score(pid, process.oom_score_adj)?;
-        entered.limit_tasks()?;
-        made.start().map_err(|error| Failure::new(FailureKind::Internal, chain(&error)))
-    };
-    finish().inspect_err(|_| end(pid))?;
+    // It goes on to where it waits for `start`.
+    made.start().map_err(|error| Failure::new(FailureKind::Internal, chain(&error))).inspect_err(|_| end(pid))?;
     Ok(pid)
 }
 

@@ -30,6 +30,7 @@ pub use error::OciError;
 pub use exec::{Change, Exec, exec};
 pub use helper::run as helper;
 pub use operate::{config, delete, pause, processes, resume, signal, start, state, take_orphans, update, wait};
+pub(crate) use process::limit_number;
 pub use state::{State, Status, list};
 
 /// Version of the specification that is followed.

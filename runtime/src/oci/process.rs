@@ -4,6 +4,8 @@
 use super::error::{OciError, io};
 use crate::container::worker;
 use crate::seccomp::Instruction;
+use oci_spec::runtime::Process;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -22,6 +24,19 @@ pub(super) struct Prepared {
     pub oom_score_adj: Option<i32>,
     /// Rows and columns.
     pub console_size: Option<(u16, u16)>,
+}
+
+impl Prepared {
+    /// As the specification has it.
+    ///
+    /// # Errors
+    /// The field that is not.
+    pub(super) fn typed(&self) -> Result<Process, OciError> {
+        Process::deserialize(&self.document).map_err(|error| OciError::Refused {
+            field: "process".to_owned(),
+            reason: crate::untrusted::one_line(&error.to_string()),
+        })
+    }
 }
 
 const SETS: [&str; 5] = ["bounding", "effective", "permitted", "inheritable", "ambient"];
@@ -45,7 +60,7 @@ pub(super) fn prepare(process: &Value, seccomp: Option<&Value>) -> Result<Prepar
                 profile.remove("listenerMetadata");
             }
             let capabilities: Vec<&str> = bounding.iter().map(String::as_str).collect();
-            let program = worker::compile_profile(&profile.to_string(), &capabilities);
+            let program = worker::compile_document(&profile, &capabilities);
             Some(program.map_err(|reason| refused("linux.seccomp", reason))?)
         }
         None => None,
@@ -102,6 +117,11 @@ const LIMITS: [&str; 16] = [
     "MSGQUEUE", "NICE", "RTPRIO", "RTTIME",
 ];
 
+/// The kernel's number of a limit.
+pub(crate) fn limit_number(name: &str) -> Option<usize> {
+    LIMITS.iter().position(|it| name.strip_prefix("RLIMIT_") == Some(it))
+}
+
 /// A limit that this process may not raise would be a bare EPERM of libcontainer's later.
 fn check_limits(document: &Value) -> Result<(), OciError> {
     let may_raise = worker::available_capabilities().is_none_or(|all| all.iter().any(|it| it == "SYS_RESOURCE"));
@@ -120,8 +140,7 @@ fn check_limits(document: &Value) -> Result<(), OciError> {
             return Err(refused(format!("{kind} is there twice")));
         }
         seen.push(kind);
-        let number = LIMITS.iter().position(|it| kind.strip_prefix("RLIMIT_") == Some(it));
-        let Some(own) = number.and_then(crate::sys::hard_limit) else { continue };
+        let Some(own) = limit_number(kind).and_then(crate::sys::hard_limit) else { continue };
         if hard > own && !may_raise {
             return Err(refused(format!(
                 "{kind}: {hard} is more than the {own} that this machine's root may set"
@@ -172,6 +191,11 @@ fn environment(document: &Value) -> Vec<(String, String)> {
 /// Descriptors of a service manager; libcontainer keeps them open.
 pub(super) fn listen_descriptors() -> Option<u32> {
     std::env::var("LISTEN_FDS").ok()?.parse().ok().filter(|count| *count > 0)
+}
+
+/// How many descriptors above 2 the program gets: those that are asked for, and a service manager's behind them.
+pub(super) fn preserved(asked: u32) -> i32 {
+    i32::try_from(asked.saturating_add(listen_descriptors().unwrap_or(0))).unwrap_or(0)
 }
 
 /// Writes the number of a process, old or new: an engine may look at any moment.

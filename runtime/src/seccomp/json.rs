@@ -92,11 +92,24 @@ impl Reader<'_> {
         self.read_file(text).map_err(|reason| one_line(&reason))
     }
 
+    /// As [`Reader::read`], of a document that was read before, and whose size was looked at.
+    ///
+    /// # Errors
+    /// The field and why, one line.
+    pub fn read_value(&self, document: &serde_json::Value) -> Result<(Profile, Vec<Arch>), String> {
+        let file = File::deserialize(document).map_err(|error| error.to_string());
+        file.and_then(|file| self.check(&file)).map_err(|reason| one_line(&reason))
+    }
+
     fn read_file(&self, text: &str) -> Result<(Profile, Vec<Arch>), String> {
         if text.len() > MAX_BYTES {
             return Err(format!("larger than {MAX_BYTES} bytes"));
         }
         let file: File = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        self.check(&file)
+    }
+
+    fn check(&self, file: &File) -> Result<(Profile, Vec<Arch>), String> {
         if let Some(flag) = file.flags.iter().find(|flag| *flag != "SECCOMP_FILTER_FLAG_LOG") {
             return Err(format!("flags: {flag} is not supported: leave it out"));
         }
@@ -109,7 +122,7 @@ impl Reader<'_> {
         }
         // As libseccomp has it: what is said of a call whatever its arguments decides, wherever it stands.
         rules.sort_by_key(|rule: &Rule| !rule.arguments.is_empty());
-        Ok((Profile { default, rules }, self.arches(&file)))
+        Ok((Profile { default, rules }, self.arches(file)))
     }
 
     fn arches(&self, file: &File) -> Vec<Arch> {

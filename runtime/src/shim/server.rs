@@ -202,12 +202,8 @@ pub fn run(folder: &Path) -> Result<(), ServerError> {
 
 impl Shim {
     fn new(folder: &Path) -> Result<Self, ServerError> {
-        let folders = Folders {
-            containers: folder.join("containers"),
-            libcontainer: folder.join("libcontainer"),
-            root: folder.join("root"),
-        };
-        for path in [&folders.containers, &folders.libcontainer, &folders.root] {
+        let folders = Folders { containers: folder.join("containers"), root: folder.join("root") };
+        for path in [&folders.containers, &folders.root] {
             std::fs::create_dir_all(path).map_err(|source| ServerError::Folder { path: path.clone(), source })?;
         }
         sys::become_subreaper().map_err(system("becoming the reaper"))?;

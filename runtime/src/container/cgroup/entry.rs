@@ -1,13 +1,10 @@
-//! Making a container's cgroups, going into them, and removing them. libcontainer touches none.
-//!
-//! A worker goes in **itself**, and what it starts is in them from its first instruction. Moving somebody else takes
-//! the kernel's lock on all forks, which costs a grace period of RCU (10 to 20 ms) when it was not held just before;
-//! a single thread that moves itself on v1 does not (`cgroup_procs_write_start` in kernel/cgroup/cgroup.c).
+//! Making a container's cgroups, and removing them. libcontainer touches none.
 
 use super::device_program::{self, Instruction, MAX_RULES};
 use super::devices::{FORBIDDEN, Rule};
 use super::hierarchy::Hierarchies;
 use super::limits::{self, Setting};
+use super::place::Place;
 use super::{KILL_PAUSE, KILL_ROUNDS, processes};
 use crate::container::spec::Limits;
 use crate::sys;
@@ -97,18 +94,20 @@ pub enum CgroupError {
     None,
 }
 
-fn system(path: &Path) -> impl FnOnce(io::Error) -> CgroupError {
+pub(super) fn system(path: &Path) -> impl FnOnce(io::Error) -> CgroupError {
     let path = path.to_owned();
     move |source| CgroupError::System { path, source }
 }
 
-/// The cgroups that this process went into.
+/// Cgroups that were made.
 #[derive(Debug)]
-pub struct Entered {
+pub struct Made {
+    /// Where they are.
+    pub place: Place,
     tasks: Option<(File, Setting)>,
 }
 
-impl Entered {
+impl Made {
     /// Limits the number of tasks: what makes the container needs some too, so this comes when it is made.
     ///
     /// # Errors
@@ -185,11 +184,11 @@ impl Settings for Limits {
     }
 }
 
-/// Makes the cgroups of a container, sets its limits and device rules, and goes in.
+/// Makes the cgroups of a container and sets its limits and device rules.
 ///
 /// # Errors
 /// What is missing or refused, by the name of the field that wants it.
-pub fn enter_new(order: &Order<'_>) -> Result<Entered, CgroupError> {
+pub fn make(order: &Order<'_>) -> Result<Made, CgroupError> {
     let hierarchies = Hierarchies::read().map_err(system(Path::new("/proc/self/mountinfo")))?;
     let cgroup = order.cgroup;
     match order.present {
@@ -212,8 +211,8 @@ pub fn enter_new(order: &Order<'_>) -> Result<Entered, CgroupError> {
         if let Some(program) = program_for(&order.devices)? {
             restrict(&folder, &program, Once::Each)?;
         }
-        enter(&folder.join("cgroup.procs"))?;
-        return Ok(Entered { tasks: tasks_file(order.tasks.as_ref(), Some(&folder))? });
+        let tasks = tasks_file(order.tasks.as_ref(), Some(&folder))?;
+        return Ok(Made { place: Place::open(Some(&folder), &[])?, tasks });
     }
     if hierarchies.v1().next().is_none() {
         return Err(CgroupError::None);
@@ -231,10 +230,9 @@ pub fn enter_new(order: &Order<'_>) -> Result<Entered, CgroupError> {
         // forbidden. Memory and ports still need CAP_SYS_RAWIO.
         write_device_rules(&folder, &order.devices)?;
     }
-    for hierarchy in hierarchies.v1() {
-        enter(&hierarchy.mount.join(relative).join("tasks"))?;
-    }
-    Ok(Entered { tasks: tasks_file(order.tasks.as_ref(), folder("pids").as_deref())? })
+    let folders: Vec<PathBuf> = hierarchies.v1().map(|it| it.mount.join(relative)).collect();
+    let tasks = tasks_file(order.tasks.as_ref(), folder("pids").as_deref())?;
+    Ok(Made { place: Place::open(None, &folders)?, tasks })
 }
 
 fn program_for(devices: &Devices) -> Result<Option<Vec<Instruction>>, CgroupError> {
@@ -359,34 +357,31 @@ fn load(program: &[u64]) -> io::Result<OwnedFd> {
     }
 }
 
-/// Goes into the cgroups of a container that runs; with a number into a child of its own, so that everything that is
+/// The cgroups of a container that runs; with a number a child of its own, which is made, so that everything that is
 /// started there can be found again.
 ///
 /// # Errors
-/// When the container has none, or the kernel refuses.
-pub fn enter_running(cgroup: &str, number: Option<u64>) -> Result<(), CgroupError> {
+/// When the kernel refuses.
+pub fn place(cgroup: &str, number: Option<u64>) -> Result<Place, CgroupError> {
     let hierarchies = Hierarchies::read().map_err(system(Path::new("/proc/self/mountinfo")))?;
     let relative = cgroup.trim_start_matches('/');
     let child = number.and_then(|number| super::child(cgroup, number));
     if let Some(folder) = &child {
         std::fs::create_dir_all(folder).map_err(system(folder))?;
     }
-    if let Some(root) = hierarchies.unified() {
-        return enter(&child.unwrap_or_else(|| root.join(relative)).join("cgroup.procs"));
-    }
-    for hierarchy in hierarchies.v1() {
-        let folder = hierarchy.mount.join(relative);
-        let folder = child.as_ref().filter(|child| child.starts_with(&folder)).unwrap_or(&folder);
-        enter(&folder.join("tasks"))?;
-    }
-    Ok(())
+    let own = |root: &Path| {
+        let folder = root.join(relative);
+        child.clone().filter(|child| child.starts_with(&folder)).unwrap_or(folder)
+    };
+    let v1: Vec<PathBuf> = hierarchies.v1().map(|it| own(&it.mount)).collect();
+    Place::open(hierarchies.unified().map(own).as_deref(), &v1)
 }
 
-/// Goes into the cgroups of a container that runs, or into one below them, which is made.
+/// The cgroups of a container that runs, or one below them, which is made.
 ///
 /// # Errors
-/// When the container has none, the name leads out of it, or the kernel refuses.
-pub fn enter_below(cgroup: &str, below: Option<&str>) -> Result<(), CgroupError> {
+/// When the name leads out of the container's, or the kernel refuses.
+pub fn place_below(cgroup: &str, below: Option<&str>) -> Result<Place, CgroupError> {
     let below = below.unwrap_or_default().trim_matches('/');
     if below.split('/').any(|part| part == "..") {
         let reason = format!("{below:?} leads out of the container's cgroup");
@@ -394,15 +389,15 @@ pub fn enter_below(cgroup: &str, below: Option<&str>) -> Result<(), CgroupError>
     }
     let hierarchies = Hierarchies::read().map_err(system(Path::new("/proc/self/mountinfo")))?;
     let relative = cgroup.trim_start_matches('/');
-    let roots = hierarchies.unified().map(|root| (root, "cgroup.procs"));
-    for (root, file) in roots.into_iter().chain(hierarchies.v1().map(|it| (it.mount.as_path(), "tasks"))) {
+    let own = |root: &Path| -> Result<PathBuf, CgroupError> {
         let folder = root.join(relative).join(below);
         if !below.is_empty() {
             std::fs::create_dir_all(&folder).map_err(system(&folder))?;
         }
-        enter(&folder.join(file))?;
-    }
-    Ok(())
+        Ok(folder)
+    };
+    let v1: Vec<PathBuf> = hierarchies.v1().map(|it| own(&it.mount)).collect::<Result<_, CgroupError>>()?;
+    Place::open(hierarchies.unified().map(own).transpose()?.as_deref(), &v1)
 }
 
 /// Kills what is in a container's cgroups and removes them. Waits, bounded.
@@ -524,11 +519,6 @@ fn tasks_file(setting: Option<&Setting>, folder: Option<&Path>) -> Result<Option
     let Some(setting) = setting else { return Ok(None) };
     let nowhere = Path::new("");
     Ok(open(folder.unwrap_or(nowhere), setting)?.map(|file| (file, setting.clone())))
-}
-
-/// 0 is whoever writes it.
-fn enter(file: &Path) -> Result<(), CgroupError> {
-    std::fs::write(file, "0").map_err(system(file))
 }
 
 /// Hides the hierarchies in this mount namespace: libcontainer then finds none to work on.

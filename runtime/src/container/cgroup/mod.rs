@@ -10,6 +10,7 @@ pub(crate) mod entry;
 mod hierarchy;
 pub(crate) mod limits;
 mod oom;
+pub(crate) mod place;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;

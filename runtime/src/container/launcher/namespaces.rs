@@ -1,0 +1,136 @@
+//! Which namespaces a process gets: new ones in the clone, others' by setns(2).
+
+use super::super::cgroup::place::Place;
+use super::{Failure, FailureKind, internal};
+use crate::sys;
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, setns};
+use nix::unistd::Pid;
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use std::fs::File;
+
+/// Namespaces of a container.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    /// New with the clone.
+    new: u64,
+    /// New after it: its root is the cgroup that the process is in by then.
+    pub cgroup: bool,
+    /// Another's, joined by init.
+    pub joined: Vec<File>,
+    /// Another's PID namespace, which is for children.
+    pid: Option<File>,
+}
+
+fn flag(kind: LinuxNamespaceType) -> Option<CloneFlags> {
+    Some(match kind {
+        LinuxNamespaceType::Mount => CloneFlags::CLONE_NEWNS,
+        LinuxNamespaceType::Uts => CloneFlags::CLONE_NEWUTS,
+        LinuxNamespaceType::Ipc => CloneFlags::CLONE_NEWIPC,
+        LinuxNamespaceType::Pid => CloneFlags::CLONE_NEWPID,
+        LinuxNamespaceType::Network => CloneFlags::CLONE_NEWNET,
+        _ => return None,
+    })
+}
+
+impl Plan {
+    /// What a configuration asks for.
+    ///
+    /// # Errors
+    /// A namespace that is not there.
+    pub fn of(spec: &Spec) -> Result<Self, String> {
+        let mut plan = Self::default();
+        let all = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_deref()).unwrap_or_default();
+        for namespace in all {
+            let kind = namespace.typ();
+            let path = namespace.path().as_ref().filter(|path| !path.as_os_str().is_empty());
+            let file = path
+                .map(|path| File::open(path).map_err(|error| format!("namespace {}: {error}", path.display())))
+                .transpose()?;
+            match (kind, file) {
+                (LinuxNamespaceType::Pid, Some(file)) => plan.pid = Some(file),
+                (_, Some(file)) => plan.joined.push(file),
+                (LinuxNamespaceType::Cgroup, None) => plan.cgroup = true,
+                (kind, None) => {
+                    let flag = flag(kind).ok_or_else(|| format!("namespace {kind:?}: not known here"))?;
+                    plan.new |= flag.bits() as u32 as u64;
+                }
+            }
+        }
+        Ok(plan)
+    }
+
+    /// Starts `inside` in them, born in the container's cgroup.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn clone_into(&self, place: &Place, inside: &dyn Fn() -> i32) -> Result<Pid, Failure> {
+        if let (Some(cgroup), None) = (place.unified(), &self.pid) {
+            match sys::clone_process(self.new, Some(cgroup), inside) {
+                // Before Linux 5.7.
+                Err(Errno::ENOSYS | Errno::EINVAL | Errno::E2BIG | Errno::EPERM) => {}
+                cloned => return cloned.map_err(internal("making the container's process")),
+            }
+        }
+        through(place, self.pid.iter().collect(), self.new, inside)
+    }
+}
+
+/// Through a process between, which goes into the cgroups and namespaces, and whose child is the caller's.
+fn through(place: &Place, joined: Vec<&File>, new: u64, inside: &dyn Fn() -> i32) -> Result<Pid, Failure> {
+    let pid = place.in_child(|| {
+        for file in joined {
+            setns(file, CloneFlags::empty()).map_err(internal("entering a namespace"))?;
+        }
+        let parent = CloneFlags::CLONE_PARENT.bits() as u32 as u64;
+        let child = sys::clone_process(new | parent, None, inside);
+        Ok(child.map_err(internal("making the container's process"))?.as_raw())
+    })?;
+    Ok(Pid::from_raw(pid))
+}
+
+/// The namespaces of a process that runs.
+#[derive(Debug)]
+pub(super) struct Joined(Vec<File>);
+
+/// In this order: with the mount namespace the paths of all others are gone.
+const JOINED: [&str; 7] = ["ipc", "uts", "net", "pid", "cgroup", "time", "mnt"];
+
+impl Joined {
+    /// Opens them.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn of(target: i32) -> Result<Self, Failure> {
+        let mut files = Vec::new();
+        for kind in JOINED {
+            let own = std::fs::read_link(format!("/proc/self/ns/{kind}"));
+            let path = format!("/proc/{target}/ns/{kind}");
+            match (std::fs::read_link(&path), own) {
+                // Kernels without it have neither.
+                (Err(error), Err(_)) if error.kind() == std::io::ErrorKind::NotFound => {}
+                (Ok(theirs), Ok(own)) if theirs == own => {}
+                _ => files.push(File::open(&path).map_err(|error| {
+                    Failure::new(FailureKind::NotFound, format!("the container's process is gone: {error}"))
+                })?),
+            }
+        }
+        Ok(Self(files))
+    }
+
+    /// Starts `inside` in them, born in the cgroup.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn clone_into(&self, place: &Place, inside: &dyn Fn() -> i32) -> Result<Pid, Failure> {
+        through(place, self.0.iter().collect(), 0, inside)
+    }
+}
+
+/// Joins namespaces of others.
+///
+/// # Errors
+/// What the kernel refuses.
+pub(super) fn join(files: &[File]) -> Result<(), Errno> {
+    files.iter().try_for_each(|file| setns(file, CloneFlags::empty()))
+}
