@@ -13,6 +13,7 @@ pub mod image;
 pub mod memory;
 pub mod network;
 pub mod oci;
+pub mod own;
 pub mod seccomp;
 pub mod shim;
 mod sys;

@@ -241,6 +241,26 @@ pub fn set_limit(resource: usize, soft: u64, hard: u64) -> Result<(), Errno> {
     Errno::result(unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, &raw const limit, nothing) }).map(drop)
 }
 
+/// Executes the file of a descriptor (execveat(2), `AT_EMPTY_PATH`). Returns only on failure.
+pub fn execute(file: BorrowedFd<'_>, argv: &[CString], envp: &[CString]) -> Errno {
+    let list = |all: &[CString]| -> Vec<*const libc::c_char> {
+        all.iter().map(|it| it.as_ptr()).chain([std::ptr::null()]).collect()
+    };
+    let (argv, envp) = (list(argv), list(envp));
+    // SAFETY: the kernel reads an empty path and two lists of strings that end in NULL, which live beyond the call.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            argv.as_ptr(),
+            envp.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        );
+    }
+    Errno::last()
+}
+
 /// Borrows a descriptor by number.
 ///
 /// The callers are launchers in a new process: the descriptor was handed down to them by number and stays open until

@@ -12,7 +12,8 @@ const USAGE: &str = "usage: cargo xtask test | demo [--once] | bench NAME [--jso
 
   demo    a release of two services from a real registry, live; installs what it needs
           --once: without a terminal, asks both services, takes all down, fails when anything was wrong
-  bench   a benchmark beside its peer: pull, start, up10, plan, idle; soak: creates and kills by the thousand
+  bench   a benchmark beside its peer: pull, start, up10, plan, idle, create, exec, oci; soak: creates and kills by
+          the thousand
   test    formatting, lints and every test of the workspace; installs what the tests need";
 
 /// Debian packages that the end-to-end tests use.
@@ -49,6 +50,10 @@ fn bench(arguments: &[String]) -> anyhow::Result<()> {
     install::packages(TEST_PACKAGES)?;
     install::packages(demo::PACKAGES)?;
     install::packages(&["podman", "crun", "umoci"])?;
+    if matches!(arguments.first().map(String::as_str), Some("create" | "exec" | "oci")) {
+        install::packages(&["runc", "patchelf", "gcc", "libc6-dev", "golang-github-containers-common"])?;
+        peers::crun()?;
+    }
     let mut words = vec!["run", "--release", "--locked", "-q", "-p", "coracle-bench", "--"];
     words.extend(arguments.iter().map(String::as_str));
     cargo(&words)

@@ -180,6 +180,9 @@ fn log_to_stderr() -> Result<(), Failed> {
 
 /// The shim has one thread: no runtime is made before it.
 fn shim(paths: &Paths) -> Done {
+    coracle_runtime::own::protect().map_err(|error| {
+        Failed::new(Code::Internal, format!("keeping this program from being changed: {error}"))
+    })?;
     log_to_stderr()?;
     coracle_runtime::shim::run(&paths.run)
         .map_err(|error| Failed::new(Code::Internal, crate::engine::chain(&error)))?;

@@ -97,7 +97,12 @@ pub fn main(arguments: Vec<OsString>) -> u8 {
             return 1;
         }
     };
-    let done = begin_log(&options).and_then(|()| run(&options));
+    let protected = match options.command.as_str() {
+        "create" | "run" | "exec" => coracle_runtime::own::protect()
+            .map_err(|error| Problem::new(1, format!("keeping this program from being changed: {error}"))),
+        _ => Ok(()),
+    };
+    let done = begin_log(&options).and(protected).and_then(|()| run(&options));
     let code = done.unwrap_or_else(|problem| {
         let message = coracle_runtime::one_line(&problem.message);
         tracing::error!("{message}");

@@ -1,8 +1,8 @@
 //! The container's root: an overlay of layers, mounted where only the worker sees it, and made ready inside.
 //!
 //! Paths that come from an image or a compose file are resolved here, by one rule: links count from the container's
-//! root, as they will for its processes. The overlay is not shared with anyone yet, so looking first and acting
-//! afterwards is safe; nested mount points inside volumes, which other containers may share, are left to libcontainer.
+//! root, as they will for its processes. Volumes may be shared with others that change them meanwhile, so whatever was
+//! resolved is used through a descriptor of its folder, on a way in which no part may be a link by then.
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
@@ -148,22 +148,45 @@ impl Root {
     /// somebody, and is refused.
     ///
     /// # Errors
-    /// ELOOP for a link, ENOENT when it is gone.
+    /// ELOOP or ENOTDIR for a link, ENOENT when it is gone.
     pub fn open_place(&self, resolved: &Path) -> Result<OwnedFd, RootError> {
+        self.walk(resolved).map_err(system("opening", resolved))
+    }
+
+    /// Opens a path in which no part may be a link: others may change a volume's content at any moment.
+    fn walk(&self, resolved: &Path) -> Result<OwnedFd, Errno> {
         use rustix::fs::{Mode as Bits, OFlags, ResolveFlags};
         let relative = resolved.strip_prefix("/").unwrap_or(resolved);
         let relative = if relative.as_os_str().is_empty() { Path::new(".") } else { relative };
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let only = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | ResolveFlags::BENEATH;
         match rustix::fs::openat2(&self.fd, relative, flags, Bits::empty(), only) {
-            // Before Linux 5.6: the last name alone is looked at.
-            Err(rustix::io::Errno::NOSYS) => {
-                let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-                openat(Some(self.fd.as_raw_fd()), relative, flags, Mode::empty()).map(crate::sys::own)
-            }
+            Err(rustix::io::Errno::NOSYS) => self.walk_by_parts(relative),
             opened => opened.map_err(|errno| Errno::from_raw(errno.raw_os_error())),
         }
-        .map_err(system("opening", resolved))
+    }
+
+    /// Before Linux 5.6: part by part.
+    fn walk_by_parts(&self, relative: &Path) -> Result<OwnedFd, Errno> {
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let open = |at: &OwnedFd, name: &OsStr| {
+            openat(Some(at.as_raw_fd()), name, flags, Mode::empty()).map(crate::sys::own)
+        };
+        let mut at = open(&self.fd, OsStr::new("."))?;
+        for name in names(relative) {
+            if name == ".." {
+                return Err(Errno::EXDEV);
+            }
+            // Nothing is below a link that was opened itself: the next part says ENOTDIR.
+            at = open(&at, &name)?;
+        }
+        Ok(at)
+    }
+
+    /// The folder that a resolved path lies in, open, and its name there.
+    fn parent(&self, path: &Path) -> Result<(OwnedFd, OsString), Errno> {
+        let name = path.file_name().map_or_else(|| OsString::from("."), OsStr::to_owned);
+        Ok((self.walk(path.parent().unwrap_or(Path::new("")))?, name))
     }
 
     /// Refuses an image whose `/proc`, `/sys` or `/dev` is a link: what the kernel mounts there would land elsewhere.
@@ -220,7 +243,8 @@ impl Root {
             return Ok(None);
         }
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
-        let fd = openat(Some(self.fd.as_raw_fd()), &resolved, flags, Mode::empty())
+        let (folder, name) = self.parent(&resolved).map_err(system("opening", &resolved))?;
+        let fd = openat(Some(folder.as_raw_fd()), name.as_os_str(), flags, Mode::empty())
             .map_err(system("opening", &resolved))?;
         Ok(Some(crate::sys::own(fd).into()))
     }
@@ -257,8 +281,10 @@ impl Root {
                     if links > MAX_LINKS {
                         return Err(RootError::TooManyLinks(path.to_owned()));
                     }
-                    let target =
-                        readlinkat(Some(self.fd.as_raw_fd()), &next).map_err(system("reading the link", &next))?;
+                    let target = self
+                        .parent(&next)
+                        .and_then(|(folder, name)| readlinkat(Some(folder.as_raw_fd()), name.as_os_str()))
+                        .map_err(system("reading the link", &next))?;
                     let target = PathBuf::from(target);
                     if target.is_absolute() {
                         at.clear();
@@ -280,8 +306,10 @@ impl Root {
     }
 
     fn stat(&self, path: &Path) -> Result<Option<FileStat>, RootError> {
-        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        match fstatat(Some(self.fd.as_raw_fd()), path, AtFlags::AT_SYMLINK_NOFOLLOW) {
+        let stat = self.parent(path).and_then(|(folder, name)| {
+            fstatat(Some(folder.as_raw_fd()), name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW)
+        });
+        match stat {
             Ok(stat) => Ok(Some(stat)),
             Err(Errno::ENOENT) => Ok(None),
             Err(errno) => Err(system("looking at", path)(errno)),
@@ -289,7 +317,10 @@ impl Root {
     }
 
     fn make_folder(&self, path: &Path) -> Result<(), RootError> {
-        match mkdirat(Some(self.fd.as_raw_fd()), path, Mode::from_bits_truncate(0o755)) {
+        let made = self.parent(path).and_then(|(folder, name)| {
+            mkdirat(Some(folder.as_raw_fd()), name.as_os_str(), Mode::from_bits_truncate(0o755))
+        });
+        match made {
             Ok(()) | Err(Errno::EEXIST) => Ok(()),
             Err(errno) => Err(system("making the folder", path)(errno)),
         }
@@ -297,7 +328,10 @@ impl Root {
 
     fn make_file(&self, path: &Path) -> Result<(), RootError> {
         let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_WRONLY;
-        match openat(Some(self.fd.as_raw_fd()), path, flags, Mode::from_bits_truncate(0o644)) {
+        let made = self.parent(path).and_then(|(folder, name)| {
+            openat(Some(folder.as_raw_fd()), name.as_os_str(), flags, Mode::from_bits_truncate(0o644))
+        });
+        match made {
             Ok(fd) => drop(crate::sys::own(fd)),
             Err(Errno::EEXIST) => {}
             Err(errno) => return Err(system("making the file", path)(errno)),

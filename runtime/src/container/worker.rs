@@ -382,8 +382,7 @@ fn make_targets(root: &Root, root_path: &Path, spec: &ContainerSpec) -> Result<V
 fn make_target(root: &Root, target: &Path, kind: Kind, earlier: &[PathBuf]) -> Result<PathBuf, Failure> {
     let system = ["/proc", "/sys", "/dev"].iter().any(|system| target.starts_with(system));
     if system || earlier.iter().any(|mount| target.starts_with(mount) && target != mount) {
-        // The kernel's file systems, or inside a volume that others may change meanwhile: libcontainer makes it there,
-        // with descriptors.
+        // The kernel's file systems, or inside another mount: it is made when that is there.
         return Ok(target.to_owned());
     }
     Ok(root.make(target, kind)?)

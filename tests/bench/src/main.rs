@@ -9,6 +9,7 @@ mod idle;
 mod plan;
 mod podman;
 mod pull;
+mod runtime;
 mod soak;
 mod start;
 
@@ -17,7 +18,8 @@ use figure::Report;
 
 fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let name = arguments.next().context("which benchmark: pull, start, up10, plan, idle, soak")?;
+    let name =
+        arguments.next().context("which benchmark: pull, start, up10, plan, idle, soak, create, exec, oci")?;
     let mut arguments: Vec<String> = arguments.collect();
     let file = match arguments.iter().position(|it| it == "--json") {
         Some(at) if at + 1 < arguments.len() => arguments.drain(at..at + 2).nth(1),
@@ -34,7 +36,10 @@ fn main() -> anyhow::Result<()> {
         "plan" => plan::run()?,
         "idle" => idle::run()?,
         "soak" => soak::run(arguments.into_iter())?,
-        other => bail!("there is no benchmark {other:?}: pull, start, up10, plan, idle, soak"),
+        "create" => runtime::create()?,
+        "exec" => runtime::exec()?,
+        "oci" => runtime::oci_run()?,
+        other => bail!("there is no benchmark {other:?}: pull, start, up10, plan, idle, soak, create, exec, oci"),
     };
     let report = Report { bench: name, machine: figure::machine(), figures };
     report.print();

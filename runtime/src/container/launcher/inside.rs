@@ -47,11 +47,9 @@ pub(super) fn command(command: &Command<'_>, console: Option<&OwnedFd>, told: &C
     last(command.launch, Some(command.process), told)
 }
 
-/// A session of its own, nobody who looks in, and its descriptors.
+/// A session of its own, and its descriptors.
 fn begin(io: &Io) -> Result<(), String> {
     let _ = nix::sys::prctl::set_name(c"coracle:init");
-    // Its memory is the runtime's until the program runs.
-    nix::sys::prctl::set_dumpable(false).map_err(text("closing /proc/self to others"))?;
     setsid().map_err(text("making a session"))?;
     umask(Mode::empty());
     if let Io::Stdio(stdio) = io {

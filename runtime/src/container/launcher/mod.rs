@@ -115,6 +115,7 @@ pub(crate) fn unsupported_process(process: &oci_spec::runtime::Process) -> Optio
 /// # Errors
 /// What init says, one line; it has ended then.
 pub(crate) fn create(place: &Place, order: &Order<'_>) -> Result<i32, Failure> {
+    close_to_others()?;
     let namespaces = namespaces::Plan::of(order.spec).map_err(refused)?;
     let (ours, theirs) = channel()?;
     let console = console(&order.io)?;
@@ -134,6 +135,7 @@ pub(crate) fn create(place: &Place, order: &Order<'_>) -> Result<i32, Failure> {
 /// # Errors
 /// What it says, one line; it has ended then.
 pub(crate) fn exec(place: &Place, command: &Command<'_>) -> Result<i32, Failure> {
+    close_to_others()?;
     let namespaces = namespaces::Joined::of(command.target)?;
     let (ours, theirs) = channel()?;
     let console = console(&command.io)?;
@@ -145,6 +147,12 @@ pub(crate) fn exec(place: &Place, command: &Command<'_>) -> Result<i32, Failure>
     drop(theirs);
     attend(&ours, child, None).inspect_err(|_| end(child))?;
     Ok(child.as_raw())
+}
+
+/// Before the clone, so that the new process is closed from its first instruction on: processes of the container see it
+/// by then, and its memory and descriptors are this one's.
+fn close_to_others() -> Result<(), Failure> {
+    nix::sys::prctl::set_dumpable(false).map_err(internal("closing /proc/self to others"))
 }
 
 fn end(child: Pid) {
