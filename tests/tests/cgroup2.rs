@@ -4,7 +4,7 @@ use anyhow::{Context, ensure};
 use coracle_tests::guest::Guest;
 use coracle_tests::image::Image;
 use coracle_tests::needs;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 const PROJECT: &str = r#"
@@ -159,5 +159,122 @@ fn limits_hold_and_kills_are_told_on_cgroup_v2() -> anyhow::Result<()> {
     ensure!(before.trim() == after.trim() && before.contains("\"pid\":"), "{before} and {after}");
     ensure!(lines.get("left").is_none_or(|left| left.is_empty()), "{said}");
     ensure!(is("stats")?.contains("67108864"), "{said}");
+    Ok(())
+}
+
+const OCI: &str = r#"
+mount -o remount,nsdelegate /sys/fs/cgroup
+R="coracle oci --root /run/oci"
+cd /given/box
+$R run --detach one > /tmp/said 2>&1; echo "run: $? $(cat /tmp/said)"
+cg=/sys/fs/cgroup/box
+for file in io.max memory.max memory.high memory.swap.max memory.low pids.max cpu.weight cpu.max cpuset.cpus; do
+  echo "$file: $(cat $cg/$file)"
+done
+echo "inside: $($R exec one cat /proc/self/cgroup /sys/fs/cgroup/pids.max | tr '\n' ' ')"
+$R pause one; echo "paused: $(grep frozen $cg/cgroup.events) $($R state one | grep -o paused)"
+$R resume one; echo "resumed: $(grep frozen $cg/cgroup.events) $($R state one | grep -o running)"
+echo "events: $($R events --stats one)"
+$R update --memory 48m --cpu-quota 20000 --cpu-period 100000 one; echo "updated: $(cat $cg/memory.max) $(cat $cg/cpu.max)"
+try() { $R exec one sh -c ': < /dev/l' 2> /dev/null && echo yes || echo no; }
+echo "device: $(try)"
+echo '{"devices": [{"allow": false, "access": "rwm"}, {"allow": true, "type": "b", "major": 7, "minor": 0, "access": "r"}]}' | $R update -r - one
+echo "device allowed: $(try)"
+echo '{"devices": [{"allow": false, "access": "rwm"}]}' | $R update -r - one
+echo "device taken: $(try) $($R exec one sh -c 'echo > /dev/null && echo null')"
+cat > /tmp/delegate <<'END'
+mkdir /sys/fs/cgroup/leaf
+for pid in $(cat /sys/fs/cgroup/cgroup.procs); do echo $pid > /sys/fs/cgroup/leaf/cgroup.procs; done 2> /dev/null
+echo +pids > /sys/fs/cgroup/cgroup.subtree_control && echo "delegated: $(cat /sys/fs/cgroup/leaf/cgroup.controllers)"
+echo max > /sys/fs/cgroup/pids.max 2> /dev/null && echo "own limit: raised" || echo "own limit: kept"
+echo 0 > /sys/fs/cgroup/../cgroup.procs 2> /dev/null; echo "still in: $(cat /proc/self/cgroup)"
+END
+$R exec one sh -c "$(cat /tmp/delegate)"
+$R kill one KILL; until $R state one | grep -q stopped; do sleep 0.1; done
+$R delete one; echo "deleted: $? $(ls -d $cg 2> /dev/null)"
+cd /given/many
+$R run two; echo "many: $? $(ls -d /sys/fs/cgroup/many 2> /dev/null)"
+echo "processes: $(ps | grep -c '[s]leep 12345')"
+cd /given/box
+for n in 1 2 3 4 5; do begin=$(cut -d ' ' -f 1 /proc/uptime); $R run --detach t$n > /dev/null; $R delete -f t$n; done
+echo "restarted: $(ls /run/oci | wc -l)"
+"#;
+
+#[test]
+fn the_oci_command_line_on_cgroup_v2() -> anyhow::Result<()> {
+    needs!("qemu-system-x86_64", "busybox", "dpkg", "apt-cache");
+    if std::env::consts::ARCH != "x86_64" {
+        println!("skipped: the machine of the test is x86-64");
+        return Ok(());
+    }
+    let folder = tempfile::tempdir()?;
+    let write = |name: &str, change: &dyn Fn(&mut Value)| -> anyhow::Result<()> {
+        let bundle = folder.path().join(name);
+        coracle_tests::bundle::busybox(&bundle.join("rootfs"))?;
+        let mut config = coracle_runtime::oci::template::config(false);
+        config["process"]["terminal"] = json!(false);
+        config["process"]["rlimits"] = json!([]);
+        config["linux"]["cgroupsPath"] = json!(name);
+        change(&mut config);
+        Ok(std::fs::write(bundle.join("config.json"), config.to_string())?)
+    };
+    write("box", &|config| {
+        config["process"]["args"] = json!(["sleep", "1000"]);
+        config["linux"]["devices"] = json!([{ "path": "/dev/l", "type": "b", "major": 7, "minor": 0 }]);
+        config["linux"]["resources"] = json!({
+            "memory": { "limit": 64 << 20, "reservation": 32 << 20, "swap": 96 << 20 },
+            "cpu": { "shares": 512, "quota": 50_000, "period": 100_000, "cpus": "0" },
+            "pids": { "limit": 44 },
+            "blockIO": { "throttleReadBpsDevice": [{ "major": 7, "minor": 0, "rate": 1_048_576 }],
+                         "throttleWriteIOPSDevice": [{ "major": 7, "minor": 0, "rate": 77 }] },
+            "unified": { "memory.high": "50331648" },
+        });
+        for mount in config["mounts"].as_array_mut().expect("mounts") {
+            if mount["type"] == "cgroup" {
+                mount["options"] = json!(["nosuid", "noexec", "nodev"]);
+            }
+        }
+    })?;
+    write("many", &|config| {
+        config["process"]["args"] =
+            json!(["sh", "-c", "for n in 1 2 3 4 5; do setsid sleep 12345 & done; exit 6"]);
+        config["linux"]["namespaces"].as_array_mut().expect("namespaces").retain(|it| it["type"] != "pid");
+    })?;
+    let given = |name: &str| folder.path().join(name);
+    let said = Guest::new()?.give(&given("box"), "box").give(&given("many"), "many").run(OCI)?;
+    println!("{said}");
+    let lines: BTreeMap<&str, &str> = said.lines().filter_map(|line| line.split_once(": ")).collect();
+    for (name, wanted) in [
+        ("run", "0 "),
+        ("io.max", "7:0 rbps=1048576 wbps=max riops=max wiops=77"),
+        ("memory.max", "67108864"),
+        ("memory.high", "50331648"),
+        ("memory.swap.max", "33554432"),
+        ("memory.low", "33554432"),
+        ("pids.max", "44"),
+        ("cpu.weight", "20"),
+        ("cpu.max", "50000 100000"),
+        ("cpuset.cpus", "0"),
+        ("inside", "0::/ 44 "),
+        ("paused", "frozen 1 paused"),
+        ("resumed", "frozen 0 running"),
+        ("updated", "50331648 20000 100000"),
+        ("device", "no"),
+        ("device allowed", "yes"),
+        ("device taken", "no null"),
+        ("delegated", "pids"),
+        ("own limit", "kept"),
+        ("still in", "0::/leaf"),
+        ("deleted", "0 "),
+        ("many", "6 "),
+        ("processes", "0"),
+        ("restarted", "0"),
+    ] {
+        let is = lines.get(name).with_context(|| format!("no {name}: {said}"))?;
+        assert_eq!(is.trim_end(), wanted.trim_end(), "{name}");
+    }
+    let events: Value = serde_json::from_str(lines.get("events").context("events")?)?;
+    ensure!(events["data"]["memory"]["usage"]["limit"] == 67_108_864, "{events}");
+    ensure!(events["data"]["pressure"]["memory"]["some"]["total"].is_number(), "no pressure: {events}");
     Ok(())
 }
