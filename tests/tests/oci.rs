@@ -710,3 +710,27 @@ fn our_launcher_and_libcontainer_make_the_same_container() -> anyhow::Result<()>
     }
     Ok(())
 }
+
+#[test]
+fn a_namespace_of_another_kind_is_not_joined() -> anyhow::Result<()> {
+    needs!("busybox");
+    for (kind, path) in [
+        ("network", "/proc/self/ns/mnt"),
+        ("ipc", "/proc/self/ns/mnt"),
+        ("uts", "/proc/self/ns/net"),
+        ("pid", "/proc/self/ns/mnt"),
+        ("cgroup", "/proc/self/ns/mnt"),
+        ("mount", "/proc/self/ns/net"),
+    ] {
+        let mut bundle = Bundle::new()?;
+        let before = std::fs::read_to_string("/proc/thread-self/mountinfo")?;
+        let namespaces = bundle.config["linux"]["namespaces"].as_array_mut().context("namespaces")?;
+        namespaces.retain(|it| it["type"] != kind);
+        namespaces.push(json!({ "type": kind, "path": path }));
+        let (code, _, said) = bundle.run_container()?;
+        ensure!(code == 1 && !said.is_empty(), "{kind} as {path}: {code} {said}");
+        let after = std::fs::read_to_string("/proc/thread-self/mountinfo")?;
+        assert_eq!(before, after, "{kind} as {path} changed the machine's mounts");
+    }
+    Ok(())
+}

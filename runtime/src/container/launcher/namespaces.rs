@@ -17,10 +17,21 @@ pub(super) struct Plan {
     /// New after it: its root is the cgroup that the process is in by then.
     pub cgroup: bool,
     /// Another's, joined by init.
-    pub joined: Vec<File>,
+    pub joined: Vec<Other>,
     /// Another's PID namespace, which is for children.
-    pid: Option<File>,
+    pid: Option<Other>,
 }
+
+/// A namespace of another's. The kernel is told its kind: a path that leads to one of another kind would put the
+/// container's mounts, or its processes, somewhere else.
+#[derive(Debug)]
+pub(super) struct Other {
+    kind: CloneFlags,
+    file: File,
+}
+
+/// `CLONE_NEWTIME` (linux/sched.h), which the library does not know.
+const CLONE_NEWTIME: libc::c_int = 0x80;
 
 fn flag(kind: LinuxNamespaceType) -> Option<CloneFlags> {
     Some(match kind {
@@ -29,7 +40,8 @@ fn flag(kind: LinuxNamespaceType) -> Option<CloneFlags> {
         LinuxNamespaceType::Ipc => CloneFlags::CLONE_NEWIPC,
         LinuxNamespaceType::Pid => CloneFlags::CLONE_NEWPID,
         LinuxNamespaceType::Network => CloneFlags::CLONE_NEWNET,
-        _ => return None,
+        LinuxNamespaceType::Cgroup => CloneFlags::CLONE_NEWCGROUP,
+        LinuxNamespaceType::User | LinuxNamespaceType::Time => return None,
     })
 }
 
@@ -47,14 +59,12 @@ impl Plan {
             let file = path
                 .map(|path| File::open(path).map_err(|error| format!("namespace {}: {error}", path.display())))
                 .transpose()?;
+            let flag = flag(kind).ok_or_else(|| format!("namespace {kind:?}: not known here"))?;
             match (kind, file) {
-                (LinuxNamespaceType::Pid, Some(file)) => plan.pid = Some(file),
-                (_, Some(file)) => plan.joined.push(file),
+                (LinuxNamespaceType::Pid, Some(file)) => plan.pid = Some(Other { kind: flag, file }),
+                (_, Some(file)) => plan.joined.push(Other { kind: flag, file }),
                 (LinuxNamespaceType::Cgroup, None) => plan.cgroup = true,
-                (kind, None) => {
-                    let flag = flag(kind).ok_or_else(|| format!("namespace {kind:?}: not known here"))?;
-                    plan.new |= flag.bits() as u32 as u64;
-                }
+                (_, None) => plan.new |= flag.bits() as u32 as u64,
             }
         }
         Ok(plan)
@@ -72,15 +82,15 @@ impl Plan {
                 cloned => return cloned.map_err(internal("making the container's process")),
             }
         }
-        through(place, self.pid.iter().collect(), self.new, inside)
+        through(place, &self.pid.iter().collect::<Vec<_>>(), self.new, inside)
     }
 }
 
 /// Through a process between, which goes into the cgroups and namespaces, and whose child is the caller's.
-fn through(place: &Place, joined: Vec<&File>, new: u64, inside: &dyn Fn() -> i32) -> Result<Pid, Failure> {
+fn through(place: &Place, joined: &[&Other], new: u64, inside: &dyn Fn() -> i32) -> Result<Pid, Failure> {
     let pid = place.in_child(|| {
-        for file in joined {
-            setns(file, CloneFlags::empty()).map_err(internal("entering a namespace"))?;
+        for other in joined {
+            setns(&other.file, other.kind).map_err(internal("entering a namespace"))?;
         }
         let parent = CloneFlags::CLONE_PARENT.bits() as u32 as u64;
         let child = sys::clone_process(new | parent, None, inside);
@@ -91,10 +101,18 @@ fn through(place: &Place, joined: Vec<&File>, new: u64, inside: &dyn Fn() -> i32
 
 /// The namespaces of a process that runs.
 #[derive(Debug)]
-pub(super) struct Joined(Vec<File>);
+pub(super) struct Joined(Vec<Other>);
 
 /// In this order: with the mount namespace the paths of all others are gone.
-const JOINED: [&str; 7] = ["ipc", "uts", "net", "pid", "cgroup", "time", "mnt"];
+const JOINED: [(&str, CloneFlags); 7] = [
+    ("ipc", CloneFlags::CLONE_NEWIPC),
+    ("uts", CloneFlags::CLONE_NEWUTS),
+    ("net", CloneFlags::CLONE_NEWNET),
+    ("pid", CloneFlags::CLONE_NEWPID),
+    ("cgroup", CloneFlags::CLONE_NEWCGROUP),
+    ("time", CloneFlags::from_bits_retain(CLONE_NEWTIME)),
+    ("mnt", CloneFlags::CLONE_NEWNS),
+];
 
 impl Joined {
     /// Opens them.
@@ -103,16 +121,19 @@ impl Joined {
     /// When the process is gone.
     pub fn of(target: i32) -> Result<Self, Failure> {
         let mut files = Vec::new();
-        for kind in JOINED {
-            let own = std::fs::read_link(format!("/proc/self/ns/{kind}"));
-            let path = format!("/proc/{target}/ns/{kind}");
+        for (name, kind) in JOINED {
+            let own = std::fs::read_link(format!("/proc/self/ns/{name}"));
+            let path = format!("/proc/{target}/ns/{name}");
             match (std::fs::read_link(&path), own) {
                 // Kernels without it have neither.
                 (Err(error), Err(_)) if error.kind() == std::io::ErrorKind::NotFound => {}
                 (Ok(theirs), Ok(own)) if theirs == own => {}
-                _ => files.push(File::open(&path).map_err(|error| {
-                    Failure::new(FailureKind::NotFound, format!("the container's process is gone: {error}"))
-                })?),
+                _ => {
+                    let file = File::open(&path).map_err(|error| {
+                        Failure::new(FailureKind::NotFound, format!("the container's process is gone: {error}"))
+                    })?;
+                    files.push(Other { kind, file });
+                }
             }
         }
         Ok(Self(files))
@@ -123,7 +144,7 @@ impl Joined {
     /// # Errors
     /// What the kernel refuses.
     pub fn clone_into(&self, place: &Place, inside: &dyn Fn() -> i32) -> Result<Pid, Failure> {
-        through(place, self.0.iter().collect(), 0, inside)
+        through(place, &self.0.iter().collect::<Vec<_>>(), 0, inside)
     }
 }
 
@@ -131,6 +152,6 @@ impl Joined {
 ///
 /// # Errors
 /// What the kernel refuses.
-pub(super) fn join(files: &[File]) -> Result<(), Errno> {
-    files.iter().try_for_each(|file| setns(file, CloneFlags::empty()))
+pub(super) fn join(others: &[Other]) -> Result<(), Errno> {
+    others.iter().try_for_each(|other| setns(&other.file, other.kind))
 }
