@@ -184,7 +184,7 @@ fn hooks_run_in_their_order_place_and_time() -> anyhow::Result<()> {
     assert_eq!(
         order,
         [
-            ("prestart", "status:creating", own),
+            ("prestart", "status:created", own),
             ("createRuntime", "status:creating", own),
             ("createContainer", "status:creating", inside),
             ("poststart", "status:running", own),

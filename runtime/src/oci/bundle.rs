@@ -121,9 +121,6 @@ fn check(spec: &Spec) -> Result<(), Unfit> {
     let linux = spec.linux().as_ref().ok_or_else(|| refused("linux", "is missing"))?;
     let namespaces = linux.namespaces().as_deref().unwrap_or_default();
     let has = |kind| namespaces.iter().any(|it| it.typ() == kind);
-    if !has(LinuxNamespaceType::Mount) {
-        return Err(refused("linux.namespaces", "a mount namespace is wanted: the root is changed in it"));
-    }
     for (number, namespace) in namespaces.iter().enumerate() {
         if namespaces[..number].iter().any(|it| it.typ() == namespace.typ()) {
             return Err(refused("linux.namespaces", format!("{:?} is there twice", namespace.typ())));
@@ -134,6 +131,10 @@ fn check(spec: &Spec) -> Result<(), Unfit> {
     }
     for (number, mount) in spec.mounts().iter().flatten().enumerate() {
         for option in mount.options().iter().flatten() {
+            if option == "tmpcopyup" && !has(LinuxNamespaceType::Mount) {
+                let reason = "tmpcopyup: a mount namespace is wanted";
+                return Err(refused(&format!("mounts[{number}].options"), reason));
+            }
             if let Some((_, why)) = REFUSED_OPTIONS.iter().find(|(known, _)| known == option) {
                 return Err(refused(&format!("mounts[{number}].options"), format!("{option}: {why}")));
             }
@@ -207,7 +208,6 @@ mod tests {
             ("/process", json!(null), "process: is missing"),
             ("/process/args", json!([]), "process.args: "),
             ("/process/cwd", json!("srv"), "process.cwd: "),
-            ("/linux/namespaces", json!([{"type": "pid"}]), "linux.namespaces: "),
             ("/linux/namespaces", json!([{"type": "mount"}, {"type": "mount"}]), "linux.namespaces: "),
             ("/linux/namespaces", json!([{"type": "mount"}]), "hostname: "),
             ("/linux/sysctl", json!({"kernel.panic": "1"}), "linux.sysctl: kernel.panic"),

@@ -174,19 +174,16 @@ fn launch(
     let launch = launch_of(order, bundle, state, process, (start.as_raw_fd(), report.as_raw_fd()));
     let mounts = spec.mounts().iter().flatten();
     let shown = mounts.into_iter().any(|it| matches!(it.typ().as_deref(), Some("cgroup" | "cgroup2")));
-    let document = |pid: i32| {
-        let mut document = state.document(super::Status::Creating);
-        document["pid"] = json!(pid);
-        document
-    };
+    let document = |pid: i32, moment: Moment| State { pid, ..state.clone() }.document(moment.status());
     let outside = |pid: i32| {
-        let run = |moment| hooks::run(&bundle.config, moment, &document(pid), &[]);
+        let run = |moment| hooks::run(&bundle.config, moment, &document(pid, moment), &[]);
         run(Moment::Prestart)
             .and_then(|()| run(Moment::CreateRuntime))
             .map_err(|error| Failure::new(FailureKind::Refused, error.to_string()))
     };
     let inside = |pid: i32| {
-        hooks::run(&bundle.config, Moment::CreateContainer, &document(pid), &[]).map_err(|error| error.to_string())
+        let moment = Moment::CreateContainer;
+        hooks::run(&bundle.config, moment, &document(pid, moment), &[]).map_err(|error| error.to_string())
     };
     let moments = [Moment::Prestart, Moment::CreateRuntime, Moment::CreateContainer];
     let hooked = moments.into_iter().any(|moment| !hooks::of(&bundle.config, moment).is_empty());
@@ -252,7 +249,11 @@ fn worker(
     }
     let start = open_fifo(home, START)?;
     let report = open_fifo(home, REPORT)?;
-    separate_mounts(bundle.config["linux"]["rootfsPropagation"].as_str().unwrap_or_default())?;
+    // Without a mount namespace the container is to have the machine's, with all that is mounted for it.
+    let own_mounts = has_namespace(&bundle.config, LinuxNamespaceType::Mount);
+    if own_mounts {
+        separate_mounts(bundle.config["linux"]["rootfsPropagation"].as_str().unwrap_or_default())?;
+    }
     let root = Root::open(&bundle.rootfs)?;
     root.refuse_linked_system_folders()?;
     make_working_folder(&root, bundle)?;
@@ -263,9 +264,13 @@ fn worker(
     fill_tmpfs(&mut config, &root, &bundle.rootfs, &home.folder)?;
     let cgroup_mount = convert_cgroup_mounts(&mut config, unified);
     sanitize(&mut config, bundle, process, &order_of_hooks(order, home, bundle, cgroup_mount, space));
+    // libcontainer goes into a cgroup of this name: where they are hidden there is none, else the container's.
+    config["linux"]["cgroupsPath"] = json!(if own_mounts { "/" } else { state.cgroup.as_str() });
     let file = folder.join("config.json");
     std::fs::write(&file, config.to_string()).map_err(|error| failed("writing", &file, &error))?;
-    entry::hide().map_err(|error| failed("hiding", Path::new("/sys/fs/cgroup"), &error))?;
+    if own_mounts {
+        entry::hide().map_err(|error| failed("hiding", Path::new("/sys/fs/cgroup"), &error))?;
+    }
     let launch = launch_of(order, bundle, state, process, (start.as_raw_fd(), report.as_raw_fd()));
     let making = Making {
         id: order.id,
@@ -429,11 +434,7 @@ fn fill_tmpfs(config: &mut Value, root: &Root, rootfs: &Path, home: &Path) -> Re
 /// Mounts of type `cgroup`. With one hierarchy and a cgroup namespace the kernel shows the container its own; without,
 /// the container's folder is shown, which the helper mounts: libcontainer would show it the machine's.
 fn convert_cgroup_mounts(config: &mut Value, unified: bool) -> Option<Value> {
-    let namespaces = config["linux"]["namespaces"].as_array();
-    let own = namespaces.is_some_and(|all| {
-        let kind = LinuxNamespaceType::Cgroup.to_string();
-        all.iter().any(|it| it["type"] == kind.as_str() && it.get("path").is_none_or(|path| path == ""))
-    });
+    let own = has_namespace(config, LinuxNamespaceType::Cgroup);
     let mounts = config["mounts"].as_array_mut()?;
     if unified && own {
         for mount in mounts.iter_mut().filter(|mount| mount["type"] == "cgroup") {
@@ -443,6 +444,13 @@ fn convert_cgroup_mounts(config: &mut Value, unified: bool) -> Option<Value> {
     }
     let at = mounts.iter().position(|mount| mount["type"] == "cgroup" || mount["type"] == "cgroup2")?;
     Some(mounts.remove(at))
+}
+
+/// A new namespace of this kind is wanted.
+fn has_namespace(config: &Value, kind: LinuxNamespaceType) -> bool {
+    let all = config["linux"]["namespaces"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let kind = kind.to_string();
+    all.iter().any(|it| it["type"] == kind.as_str() && it.get("path").is_none_or(|path| path == ""))
 }
 
 /// What the helper is to do at the two moments, as hooks for libcontainer.
@@ -492,8 +500,6 @@ fn sanitize(config: &mut Value, bundle: &Bundle, process: &Prepared, hooks: &Val
             let name = propagation.strip_prefix('r').unwrap_or(propagation).to_owned();
             linux.insert("rootfsPropagation".to_owned(), json!(name));
         }
-        // libcontainer makes a cgroup of this name in a folder that is hidden from it.
-        linux.insert("cgroupsPath".to_owned(), json!("/"));
     }
     if hooks.as_object().is_some_and(|it| !it.is_empty()) {
         config["hooks"] = hooks.clone();

@@ -2,7 +2,7 @@
 
 use super::error::{OciError, errno, io};
 use super::hooks::{self, Moment};
-use super::state::{Home, Status};
+use super::state::{Home, State};
 use crate::container::cgroup::hierarchies;
 use crate::container::rootfs::{Kind, Root};
 use crate::shim::Failure;
@@ -44,23 +44,25 @@ pub fn run(order: &str) -> Result<(), OciError> {
     let root = order.home.parent().unwrap_or(Path::new("/"));
     let home = Home::of(root, &order.id)?;
     let (config, state) = (home.config()?, home.read()?);
-    let mut document = state.document(Status::Creating);
-    document["pid"] = told["pid"].clone();
+    let pid = told["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).unwrap_or_default();
+    let run = |moment: Moment| {
+        let document = State { pid, ..state.clone() }.document(moment.status());
+        hooks::run(&config, moment, &document, &[])
+    };
     match order.moment.as_str() {
         "createRuntime" => {
             enter(&order.mounts)?;
             if !order.cgroup_mount.is_null() {
-                let pid = told["pid"].as_i64().unwrap_or_default();
                 let own = PathBuf::from("/proc/self/ns/mnt");
                 let own = File::open(&own).map_err(io("opening", &own))?;
                 show_cgroups(&order, &state.cgroup, pid)?;
                 setns(own, CloneFlags::CLONE_NEWNS)
                     .map_err(errno("going back into the machine's mount namespace"))?;
             }
-            hooks::run(&config, Moment::Prestart, &document, &[])?;
-            hooks::run(&config, Moment::CreateRuntime, &document, &[])
+            run(Moment::Prestart)?;
+            run(Moment::CreateRuntime)
         }
-        "createContainer" => hooks::run(&config, Moment::CreateContainer, &document, &[]),
+        "createContainer" => run(Moment::CreateContainer),
         other => Err(OciError::Usage(format!("{other:?} is no moment"))),
     }
 }
@@ -72,7 +74,7 @@ fn enter(mounts: &Path) -> Result<(), OciError> {
 
 /// Shows the container its own cgroups: copies of the mounts are taken where the hierarchies are seen, and put in place
 /// where the container's root is.
-fn show_cgroups(order: &Order, cgroup: &str, pid: i64) -> Result<(), OciError> {
+fn show_cgroups(order: &Order, cgroup: &str, pid: i32) -> Result<(), OciError> {
     let read_only = order.cgroup_mount["options"].as_array().is_some_and(|all| all.iter().any(|it| it == "ro"));
     let trees = hierarchies(cgroup)
         .into_iter()

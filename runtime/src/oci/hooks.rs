@@ -3,6 +3,7 @@
 //! Each gets the state on its standard input, and is killed with all that it started when its time is up.
 
 use super::error::OciError;
+use super::state::Status;
 use crate::sys;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -47,6 +48,18 @@ impl Moment {
             Self::StartContainer => "startContainer",
             Self::Poststart => "poststart",
             Self::Poststop => "poststop",
+        }
+    }
+}
+
+impl Moment {
+    /// What the container is then. Prestart hooks are of the time when they ran between `create` and `start`.
+    pub(super) fn status(self) -> Status {
+        match self {
+            Self::CreateRuntime | Self::CreateContainer => Status::Creating,
+            Self::Prestart | Self::StartContainer => Status::Created,
+            Self::Poststart => Status::Running,
+            Self::Poststop => Status::Stopped,
         }
     }
 }
