@@ -62,7 +62,6 @@ impl<S: Subscriber> Layer<S> for Log {
 fn line_of(level: &str, message: &str, form: Form) -> String {
     let time = crate::clock::rfc3339(crate::clock::unix_now().saturating_mul(1_000_000_000), 0);
     match form {
-        Form::Plain if level == "error" => format!("{message}\n"),
         Form::Plain => format!("{level}: {message}\n"),
         Form::Text => format!("time={time:?} level={level} msg={message:?}\n"),
         Form::Json => format!("{}\n", json!({ "level": level, "msg": message, "time": time })),

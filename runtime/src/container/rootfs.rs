@@ -43,7 +43,9 @@ pub enum RootError {
         source: Errno,
     },
     /// A mount point of the kernel's is a link in the image.
-    #[error("{0} is a symbolic link in the image: it must be a folder or absent")]
+    #[error(
+        "{0} is a symbolic link in the image, but must be mounted on ordinary directory: make it one, or leave it out"
+    )]
     LinkedSystemFolder(&'static str),
     /// A path runs through something that is no folder.
     #[error("{path}: {through} is not a folder in the image", path = path.display(), through = through.display())]

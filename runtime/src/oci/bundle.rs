@@ -11,11 +11,8 @@ use std::path::{Path, PathBuf};
 pub const MAX_CONFIG: u64 = 4 * 1024 * 1024;
 
 /// Options of mounts that are not for the kernel but for the runtime, and that are not kept.
-const REFUSED_OPTIONS: &[(&str, &str)] = &[
-    ("idmap", "id-mapped mounts are not supported"),
-    ("ridmap", "id-mapped mounts are not supported"),
-    ("rro", "write ro: libcontainer and older kernels have no recursive read-only"),
-];
+const REFUSED_OPTIONS: &[(&str, &str)] =
+    &[("idmap", "id-mapped mounts are not supported"), ("ridmap", "id-mapped mounts are not supported")];
 
 /// A configuration that was read and found to be possible.
 #[derive(Debug, Clone)]
@@ -93,7 +90,7 @@ pub fn parse(text: &[u8]) -> Result<(Value, Spec), Unfit> {
         match found {
             Found::Refused(field, why) => return Err(refused(&field, why)),
             Found::Unknown(field) => {
-                tracing::warn!(field = %crate::untrusted::one_line(&field), "is not of the specification and is ignored");
+                tracing::debug!(field = %crate::untrusted::one_line(&field), "is not of the specification and is ignored");
             }
         }
     }
