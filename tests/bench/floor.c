@@ -79,6 +79,8 @@ static void inside(const char *root) {
         && symlink("/proc/self/fd/1", "dev/stdout") == 0 && symlink("/proc/self/fd/2", "dev/stderr") == 0
         && symlink("pts/ptmx", "dev/ptmx") == 0, "links");
     for (size_t i = 0; i < sizeof read_only / sizeof *read_only; i++) {
+        if (access(read_only[i], F_OK) != 0)
+            continue;
         must(mount(read_only[i], read_only[i], NULL, MS_BIND | MS_REC, NULL) == 0, read_only[i]);
         must(mount(NULL, read_only[i], NULL, MS_BIND | MS_REMOUNT | MS_RDONLY, NULL) == 0, read_only[i]);
     }
