@@ -79,8 +79,10 @@ pub fn clone_process(
     let result = match Errno::result(result) {
         // Before Linux 5.3. The order of the five arguments differs between processors; all but the first are nothing.
         Err(Errno::ENOSYS) if cgroup.is_none() => {
+            let nothing: libc::c_ulong = 0;
+            let flags = (flags | arguments.exit_signal) as libc::c_ulong;
             // SAFETY: as above.
-            Errno::result(unsafe { libc::syscall(libc::SYS_clone, flags | arguments.exit_signal, 0, 0, 0, 0) })
+            Errno::result(unsafe { libc::syscall(libc::SYS_clone, flags, nothing, nothing, nothing, nothing) })
         }
         result => result,
     };

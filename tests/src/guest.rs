@@ -156,6 +156,11 @@ struct Kernel {
 fn kernel() -> anyhow::Result<Kernel> {
     std::fs::create_dir_all(KERNEL)?;
     let folder = Path::new(KERNEL).canonicalize()?;
+    // Tests that run side by side fetch it once.
+    let lock = std::fs::File::open(&folder)?;
+    let _lock = nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusive)
+        .map_err(|(_, errno)| errno)
+        .context("waiting for the kernel's package")?;
     let package = run(Command::new("apt-cache").args(["depends", "--important", "linux-image-cloud-amd64"]))?;
     let name = package
         .split_whitespace()
