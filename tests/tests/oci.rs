@@ -132,6 +132,22 @@ fn a_command_runs_inside_with_what_the_container_has() -> anyhow::Result<()> {
     bundle.run(&["exec", "-d", "--pid-file", &pid_file.display().to_string(), &id, "sleep", "500"])?;
     let pid = std::fs::read_to_string(&pid_file)?;
     assert_eq!(std::fs::read_to_string(format!("/proc/{pid}/comm"))?.trim(), "sleep");
+    // A process document of another form.
+    for text in [
+        "7",
+        "[]",
+        "null",
+        "{}",
+        r#"{"args": "ls"}"#,
+        r#"{"args": ["ls"], "cwd": "/", "capabilities": "all"}"#,
+        r#"{"args": ["ls"], "cwd": "/", "user": 7}"#,
+        r#"{"args": ["ls"], "cwd": "/", "rlimits": {"a": 1}}"#,
+        r#"{"args": ["ls"], "cwd": "/", "user": {"uid": 0, "gid": 0}, "env": [1]}"#,
+    ] {
+        std::fs::write(&file, text)?;
+        let (_, said) = bundle.refused(&["exec", "--process", &file.display().to_string(), &id])?;
+        ensure!(said.contains("process") && !said.contains("panicked"), "{text}: {said}");
+    }
     let (code, said) = bundle.refused(&["exec", &id, "nosuch"])?;
     ensure!(code == 255 && said.contains("executable file not found in $PATH"), "{code} {said}");
     let (code, said) = bundle.refused(&["exec", "--user", "root", &id, "true"])?;
@@ -366,6 +382,23 @@ fn a_create_that_is_killed_at_any_moment_leaves_what_delete_removes() -> anyhow:
     }
     ensure!(made > 5, "too few were begun to tell: {made}");
     wait_for("the end of everything", || Ok(bundle.cgroups().is_empty()))?;
+    Ok(())
+}
+
+#[test]
+fn a_cgroup_of_others_is_neither_taken_nor_emptied() -> anyhow::Result<()> {
+    needs!("busybox");
+    let mut bundle = Bundle::new()?;
+    let (id, other) = (bundle.id.clone(), format!("{}-other", bundle.id));
+    bundle.args(&["sleep", "1000"]);
+    bundle.run(&["run", "-d", &id])?;
+    let pid = bundle.state()?["pid"].to_string();
+    // The same path in its configuration.
+    let (code, said) = bundle.refused(&["create", &other])?;
+    ensure!(code == 1 && said.contains("run in it"), "{said}");
+    assert_eq!(bundle.state()?["status"], "running", "the first one is killed");
+    ensure!(Path::new(&format!("/proc/{pid}")).exists() && !bundle.root().join(&other).exists());
+    bundle.run(&["exec", &id, "true"])?;
     Ok(())
 }
 

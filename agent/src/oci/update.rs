@@ -3,29 +3,29 @@
 use super::options::{Options, Usage};
 use super::{MAX_FILE, Problem, foreground};
 use oci_spec::runtime::LinuxResources;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 /// The limits that are to change.
 ///
 /// # Errors
 /// What is no limit.
 pub fn resources(options: &Options) -> Result<LinuxResources, Problem> {
-    let mut document = match &options.resources {
+    let mut document: Map<String, Value> = match &options.resources {
         Some(path) => {
             let text = foreground::read(path, MAX_FILE)?;
             serde_json::from_slice(&text)
                 .map_err(|error| Problem::new(1, format!("{}: {error}", path.display())))?
         }
-        None => json!({}),
+        None => Map::new(),
     };
     for (name, value) in &options.limits {
         set(&mut document, name, value)?;
     }
-    serde_json::from_value(document)
+    serde_json::from_value(Value::Object(document))
         .map_err(|error| Problem::new(1, coracle_runtime::one_line(&format!("limits: {error}"))))
 }
 
-fn set(document: &mut Value, name: &str, text: &str) -> Result<(), Usage> {
+fn set(document: &mut Map<String, Value>, name: &str, text: &str) -> Result<(), Usage> {
     let (section, field) = match name {
         "memory" => ("memory", "limit"),
         "memory-reservation" => ("memory", "reservation"),
@@ -48,11 +48,12 @@ fn set(document: &mut Value, name: &str, text: &str) -> Result<(), Usage> {
         _ if section == "memory" => json!(bytes(text).ok_or_else(wrong)?),
         _ => json!(text.parse::<i64>().map_err(|_| wrong())?),
     };
-    // A section that a file had as something else than an object is told of when it is read.
-    if document.get(section).is_none_or(Value::is_null) {
-        document[section] = json!({});
+    let section = document.entry(section).or_insert_with(|| json!({}));
+    if section.is_null() {
+        *section = json!({});
     }
-    if let Some(section) = document[section].as_object_mut() {
+    // One that a file has as something else than an object is told of when it is read.
+    if let Some(section) = section.as_object_mut() {
         section.insert(field.to_owned(), value);
     }
     Ok(())
@@ -99,5 +100,20 @@ mod tests {
         assert!(limits("update --memory lots c").is_err_and(|it| it.starts_with("--memory lots")));
         assert!(limits("update --blkio-weight -1 c").is_err());
         assert_eq!(bytes("9223372036854775807k"), None);
+    }
+
+    #[test]
+    fn a_file_of_another_form_is_refused_with_options_beside_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("limits");
+        for text in ["[1]", "\"x\"", "7", "null", r#"{"memory": 7}"#, r#"{"memory": []}"#] {
+            std::fs::write(&file, text).expect("written");
+            let line = format!("update --memory 64m --resources {} c", file.display());
+            assert!(limits(&line).is_err(), "{text}");
+        }
+        std::fs::write(&file, r#"{"memory": null, "pids": {"limit": 3}}"#).expect("written");
+        let both = limits(&format!("update --memory 64m --resources {} c", file.display())).expect("limits");
+        let both = serde_json::to_value(both).expect("JSON");
+        assert_eq!((&both["memory"]["limit"], &both["pids"]["limit"]), (&json!(64 << 20), &json!(3)));
     }
 }

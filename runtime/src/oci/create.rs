@@ -11,7 +11,7 @@ use super::resources;
 use super::state::{Home, State, begin_of};
 use crate::container;
 use crate::container::cgroup::devices::{Access, Kind, Rule};
-use crate::container::cgroup::entry::{self, Devices, Order, Present};
+use crate::container::cgroup::entry::{self, CgroupError, Devices, Order, Present};
 use crate::container::cgroup::place::Place;
 use crate::container::launcher;
 use crate::container::libcontainer::{self, Io, Launch, Making, Waiting};
@@ -89,7 +89,6 @@ pub fn create(order: &Create<'_>) -> Result<State, OciError> {
     let made = make(order, &home, bundle, &state, &process, wanted, devices);
     made.inspect_err(|_| {
         // As if it had never been; poststop hooks end what others began (runtime.md, Lifecycle).
-        let _ = entry::remove(&state.cgroup);
         hooks::run_all(&bundle.config, Moment::Poststop, &state.document(super::Status::Stopped));
         let _ = home.remove();
     })
@@ -116,7 +115,25 @@ fn make(
         devices,
         parent_forbids: false,
         present: Present::Foreign,
-    })?;
+    });
+    if let Err(error @ CgroupError::InUse { .. }) = cgroups {
+        // Somebody else's, who is not to be killed with it.
+        return Err(error.into());
+    }
+    let made =
+        cgroups.map_err(OciError::from).and_then(|cgroups| fill(order, home, bundle, state, process, &cgroups));
+    made.inspect_err(|_| drop(entry::remove(&state.cgroup)))
+}
+
+/// Makes the container's process in its cgroups.
+fn fill(
+    order: &Create<'_>,
+    home: &Home,
+    bundle: &Bundle,
+    state: &State,
+    process: &Prepared,
+    cgroups: &entry::Made,
+) -> Result<State, OciError> {
     let pid = match launcher::unsupported(&bundle.spec) {
         None => launch(order, home, bundle, state, process, &cgroups.place)?,
         Some(what) => {
@@ -156,7 +173,6 @@ impl Mounts {
     }
 }
 
-#[allow(clippy::too_many_arguments, reason = "the worker needs everything that was looked up before it")]
 /// The usual shape.
 fn launch(
     order: &Create<'_>,

@@ -128,7 +128,8 @@ pub fn exec(order: &Exec<'_>) -> Result<i32, OciError> {
     let config = home.config()?;
     let document = order.change.apply(&config["process"]);
     let refused = |field: &str, reason: String| OciError::Refused { field: field.to_owned(), reason };
-    if document["args"].as_array().is_none_or(Vec::is_empty) {
+    // Of a file it may be anything.
+    if process::typed(&document)?.args().as_ref().is_none_or(Vec::is_empty) {
         return Err(refused("process.args", "names no program".to_owned()));
     }
     let user_namespace =

@@ -32,16 +32,25 @@ impl Prepared {
     /// # Errors
     /// The field that is not.
     pub(super) fn typed(&self) -> Result<Process, OciError> {
-        Process::deserialize(&self.document).map_err(|error| OciError::Refused {
-            field: "process".to_owned(),
-            reason: crate::untrusted::one_line(&error.to_string()),
-        })
+        typed(&self.document)
     }
+}
+
+/// A process as the specification has it.
+///
+/// # Errors
+/// What is not of its form.
+pub(super) fn typed(document: &Value) -> Result<Process, OciError> {
+    Process::deserialize(document).map_err(|error| OciError::Refused {
+        field: "process".to_owned(),
+        reason: crate::untrusted::one_line(&error.to_string()),
+    })
 }
 
 const SETS: [&str; 5] = ["bounding", "effective", "permitted", "inheritable", "ambient"];
 
-/// Makes a process ready to be given to libcontainer. `seccomp` is the configuration's filter.
+/// Makes a process ready to be given to libcontainer: one that is of the specification's form ([`typed`]). `seccomp` is
+/// the configuration's filter.
 ///
 /// # Errors
 /// The field and why.

@@ -112,9 +112,9 @@ impl Made {
     ///
     /// # Errors
     /// When the kernel refuses the number.
-    pub fn limit_tasks(self) -> Result<(), CgroupError> {
-        match self.tasks {
-            Some((mut file, setting)) => write_to(&mut file, &setting),
+    pub fn limit_tasks(&self) -> Result<(), CgroupError> {
+        match &self.tasks {
+            Some((file, setting)) => write_to(&mut &*file, setting),
             None => Ok(()),
         }
     }
@@ -506,7 +506,7 @@ fn open(folder: &Path, setting: &Setting) -> Result<Option<File>, CgroupError> {
     }
 }
 
-fn write_to(file: &mut File, setting: &Setting) -> Result<(), CgroupError> {
+fn write_to(file: &mut impl Write, setting: &Setting) -> Result<(), CgroupError> {
     file.write_all(setting.value.as_bytes()).map_err(|source| CgroupError::Refused {
         field: setting.field,
         file: setting.file.to_string(),
