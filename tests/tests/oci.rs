@@ -312,6 +312,55 @@ fn a_terminal_is_sent_where_it_is_asked_for() -> anyhow::Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_terminal_in_the_foreground_is_joined_with_ours() -> anyhow::Result<()> {
+    needs!("busybox");
+    let mut bundle = Bundle::new()?;
+    let id = bundle.id.clone();
+    let log = bundle.path().join("log");
+    let hook = format!("grep SigBlk /proc/self/status > {}", log.display());
+    bundle.config["hooks"] =
+        json!({ "poststart": [{ "path": "/bin/sh", "args": ["sh", "-c", hook], "env": ["PATH=/usr/bin:/bin"] }] });
+    bundle.config["process"]["terminal"] = json!(true);
+    bundle.script("stty size; until stty size | grep '33 99'; do sleep 0.05; done; read line; echo got $line; grep SigBlk /proc/self/status; exit 5");
+    let size = nix::pty::Winsize { ws_row: 20, ws_col: 60, ws_xpixel: 0, ws_ypixel: 0 };
+    let pty = nix::pty::openpty(Some(&size), None)?;
+    let mut said = String::new();
+    let mut master = std::fs::File::from(pty.master.try_clone()?);
+    // One description: a wait ends though nothing comes.
+    nix::fcntl::fcntl(master.as_raw_fd(), nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
+    let mut hears = |words: &str| {
+        wait_for(words, || {
+            let mut buffer = [0; 1024];
+            let count = master.read(&mut buffer).unwrap_or(0);
+            said.push_str(&String::from_utf8_lossy(&buffer[..count]));
+            ensure!(said.contains(words), "{said:?}");
+            Ok(true)
+        })
+    };
+    let mut command = bundle.command(&["run", &id]);
+    let slave = || pty.slave.try_clone();
+    let mut child = command.stdin(slave()?).stdout(slave()?).stderr(slave()?).spawn()?;
+    hears("20 60")?;
+    coracle_runtime::terminal::set_size(std::os::fd::AsFd::as_fd(&pty.master), 33, 99)?;
+    // `timeout` keeps its command in a group of its own, which the terminal does not know; so it is told by hand.
+    for pid in std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id()))?.split_whitespace() {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.parse()?), nix::sys::signal::Signal::SIGWINCH)?;
+    }
+    hears("33 99")?;
+    std::fs::File::from(pty.master.try_clone()?).write_all(b"words\n")?;
+    hears("got words")?;
+    hears("SigBlk:\t0000000000000000")?;
+    assert_eq!(child.wait()?.code(), Some(5));
+    assert_eq!(
+        std::fs::read_to_string(&log)?.trim(),
+        "SigBlk:\t0000000000000000",
+        "hooks are born without a mask"
+    );
+    ensure!(bundle.cgroups().is_empty() && !bundle.root().join(&id).exists());
+    Ok(())
+}
+
 fn receive(socket: &std::os::unix::net::UnixStream) -> anyhow::Result<Option<std::os::fd::OwnedFd>> {
     use std::os::fd::{AsFd, IntoRawFd};
     Ok(coracle_runtime::terminal::receive(socket.as_fd().try_clone_to_owned()?.into_raw_fd())?)

@@ -2,52 +2,26 @@
 
 use super::Problem;
 use crate::cli::terminal::{self, Pump};
-use coracle_runtime::oci::OciError;
-use nix::errno::Errno;
+use coracle_runtime::oci;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, listen, socket};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-/// A socket that a terminal comes from.
+/// Folders of one process that may stand in the way of another: left by one of the same number that was killed.
+const MAX_FOLDERS: u32 = 100;
+
+/// A socket that a terminal comes from, in a folder of our own that is removed in the end.
 #[derive(Debug)]
 pub struct Console {
-    folder: tempfile_name::Folder,
+    folder: PathBuf,
     listener: OwnedFd,
 }
 
-mod tempfile_name {
-    use std::path::{Path, PathBuf};
-
-    /// A folder of our own that is removed in the end.
-    #[derive(Debug)]
-    pub struct Folder(PathBuf);
-
-    impl Folder {
-        pub fn make() -> std::io::Result<Self> {
-            use std::os::unix::fs::DirBuilderExt;
-            let parent = std::env::temp_dir();
-            for number in 0..100 {
-                let path = parent.join(format!("coracle-console-{}-{number}", std::process::id()));
-                match std::fs::DirBuilder::new().mode(0o700).create(&path) {
-                    Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-                    made => return made.map(|()| Self(path)),
-                }
-            }
-            Err(std::io::Error::from(std::io::ErrorKind::AlreadyExists))
-        }
-
-        pub fn path(&self) -> &Path {
-            &self.0
-        }
-    }
-
-    impl Drop for Folder {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.0);
-        }
+impl Drop for Console {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
 
@@ -57,16 +31,16 @@ impl Console {
     /// # Errors
     /// As the file system says.
     pub fn open() -> Result<Self, Problem> {
-        let folder = tempfile_name::Folder::make()?;
         let listener = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-        bind(listener.as_raw_fd(), &UnixAddr::new(&folder.path().join("console"))?)?;
-        listen(&listener, Backlog::new(1)?)?;
-        Ok(Self { folder, listener })
+        let console = Self { folder: own_folder()?, listener };
+        bind(console.listener.as_raw_fd(), &UnixAddr::new(&console.path())?)?;
+        listen(&console.listener, Backlog::new(1)?)?;
+        Ok(console)
     }
 
     /// Its path.
     pub fn path(&self) -> PathBuf {
-        self.folder.path().join("console")
+        self.folder.join("console")
     }
 
     /// Takes the terminal that was sent, and joins it with this process's.
@@ -83,42 +57,51 @@ impl Console {
     }
 }
 
-/// Waits for a child, hands on the signals that come meanwhile, and answers its exit code.
-///
-/// # Errors
-/// When it is no child.
-pub fn wait(pid: i32, mut pump: Option<Pump>) -> Result<i32, OciError> {
-    // Blocked now, and not before: the container would have been born with them blocked.
-    let signals = SigSet::all();
-    let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&signals), None);
-    let code = loop {
-        if let Some(code) = reap(pid) {
-            break code;
+fn own_folder() -> std::io::Result<PathBuf> {
+    use std::os::unix::fs::DirBuilderExt;
+    let parent = std::env::temp_dir();
+    for number in 0..MAX_FOLDERS {
+        let path = parent.join(format!("coracle-console-{}-{number}", std::process::id()));
+        match std::fs::DirBuilder::new().mode(0o700).create(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            made => return made.map(|()| path),
         }
-        match signals.wait() {
-            Ok(Signal::SIGCHLD) | Err(_) => {}
-            Ok(Signal::SIGWINCH) => pump.iter().for_each(Pump::resize),
-            Ok(signal) => drop_result(kill(Pid::from_raw(pid), signal)),
-        }
-    };
-    pump.iter_mut().for_each(Pump::show_the_rest);
-    Ok(code)
+    }
+    Err(std::io::Error::from(std::io::ErrorKind::AlreadyExists))
 }
 
-fn drop_result<T, E>(_: Result<T, E>) {}
+/// The signals of this process, kept from every thread of it: one that swallowed the end of the container would let
+/// the wait for it go on for ever. So this comes before the terminal's threads, and after the container, which would
+/// have been born with them blocked.
+#[derive(Debug)]
+pub struct Signals(SigSet);
 
-/// Reaps everything that has ended; the code when `pid` is among it, 255 when it is nobody's child.
-fn reap(pid: i32) -> Option<i32> {
-    loop {
-        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(ended, code)) if ended.as_raw() == pid => return Some(code),
-            Ok(WaitStatus::Signaled(ended, signal, _)) if ended.as_raw() == pid => {
-                return Some(128 + signal as i32);
+impl Signals {
+    /// Keeps them from now on.
+    pub fn hold() -> Self {
+        let signals = SigSet::all();
+        // Fails for an unknown way of changing the mask alone.
+        let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&signals), None);
+        Self(signals)
+    }
+
+    /// Waits for a child, hands on the signals that come meanwhile, and answers its exit code.
+    pub fn wait(&self, pid: i32, mut pump: Option<Pump>) -> i32 {
+        let code = loop {
+            if let Some(code) = oci::reap(pid, false) {
+                break code;
             }
-            Ok(WaitStatus::StillAlive) => return None,
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(_) => return Some(255),
-        }
+            match self.0.wait() {
+                Ok(Signal::SIGCHLD) | Err(_) => {}
+                Ok(Signal::SIGWINCH) => pump.iter().for_each(Pump::resize),
+                Ok(signal) => {
+                    // It may have ended meanwhile.
+                    let _ = kill(Pid::from_raw(pid), signal);
+                }
+            }
+        };
+        pump.iter_mut().for_each(Pump::show_the_rest);
+        code
     }
 }
 

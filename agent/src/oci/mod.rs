@@ -9,7 +9,7 @@ mod update;
 use crate::cli::output;
 use coracle_runtime::oci::bundle::Bundle;
 use coracle_runtime::oci::{self, Change, Create, Exec, OciError};
-use foreground::Console;
+use foreground::{Console, Signals};
 use options::{Options, Usage};
 use std::ffi::OsString;
 use std::io::Write;
@@ -194,6 +194,7 @@ fn run_container(options: &Options) -> Result<i32, Problem> {
     }
     let own = console.as_ref().map(Console::path);
     let state = create(options, &bundle, own.as_deref().or(options.console_socket.as_deref()))?;
+    let signals = (!options.detach).then(Signals::hold);
     let started = || -> Result<Option<_>, Problem> {
         let pump = console.as_ref().map(Console::attach).transpose()?;
         oci::start(&options.root, id)?;
@@ -206,10 +207,8 @@ fn run_container(options: &Options) -> Result<i32, Problem> {
             return Err(problem);
         }
     };
-    if options.detach {
-        return Ok(0);
-    }
-    let code = foreground::wait(state.pid, pump)?;
+    let Some(signals) = signals else { return Ok(0) };
+    let code = signals.wait(state.pid, pump);
     if !options.keep {
         oci::delete(&options.root, id, true)?;
     }
@@ -267,8 +266,9 @@ fn exec(options: &Options) -> Result<i32, Problem> {
     if options.detach {
         return Ok(0);
     }
+    let signals = Signals::hold();
     let pump = console.as_ref().map(Console::attach).transpose()?;
-    Ok(foreground::wait(pid, pump)?)
+    Ok(signals.wait(pid, pump))
 }
 
 /// `spec`: a configuration to begin with.

@@ -29,7 +29,7 @@ pub use create::{Create, create};
 pub use error::OciError;
 pub use exec::{Change, Exec, exec};
 pub use helper::run as helper;
-pub use operate::{config, delete, pause, processes, resume, signal, start, state, take_orphans, update, wait};
+pub use operate::{delete, pause, processes, reap, resume, signal, start, state, take_orphans, update};
 pub(crate) use process::limit_number;
 pub use state::{State, Status, list};
 

@@ -9,13 +9,14 @@ use crate::container::cgroup::{self, entry};
 use crate::container::worker;
 use crate::shim::{Failure, FailureKind};
 use crate::sys;
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use oci_spec::runtime::LinuxResources;
-use serde_json::Value;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -92,14 +93,14 @@ pub fn signal(root: &Path, id: &str, signal: i32, all: bool) -> Result<(), OciEr
 }
 
 /// By a descriptor, where there is one: a number may belong to somebody else by now.
-fn send(pid: i32, signal: i32) -> Result<(), nix::errno::Errno> {
-    let by_number = || nix::errno::Errno::result(sys::kill_number(pid, signal)).map(drop);
+fn send(pid: i32, signal: i32) -> Result<(), Errno> {
+    let by_number = || Errno::result(sys::kill_number(pid, signal)).map(drop);
     match sys::open_process(pid) {
         Ok(process) => match sys::signal_process(process.as_fd(), signal) {
-            Err(nix::errno::Errno::ENOSYS) => by_number(),
+            Err(Errno::ENOSYS) => by_number(),
             sent => sent,
         },
-        Err(nix::errno::Errno::ENOSYS) => by_number(),
+        Err(Errno::ENOSYS) => by_number(),
         Err(errno) => Err(errno),
     }
 }
@@ -241,27 +242,18 @@ pub fn processes(root: &Path, id: &str) -> Result<Vec<i32>, OciError> {
     Ok(pids)
 }
 
-/// The annotations and the configuration of a container, for whoever shows them.
-///
-/// # Errors
-/// When there is no such container.
-pub fn config(root: &Path, id: &str) -> Result<Value, OciError> {
-    Home::of(root, id)?.config()
-}
-
-/// Waits for a child of this process; its exit code as a shell has it.
-///
-/// # Errors
-/// When it is no child.
-pub fn wait(pid: i32) -> Result<i32, OciError> {
-    use nix::sys::wait::{WaitStatus, waitpid};
+/// Reaps children of this process that have ended, orphans of the container among them; the exit code, as a shell has
+/// it, when `pid` is one of them, 255 when it is no child. With `hang` this waits for it, else it can be `None`.
+pub fn reap(pid: i32, hang: bool) -> Option<i32> {
     loop {
-        // Others come here too: this process takes orphans of the container.
-        match waitpid(None, None) {
-            Ok(WaitStatus::Exited(ended, code)) if ended.as_raw() == pid => return Ok(code),
-            Ok(WaitStatus::Signaled(ended, signal, _)) if ended.as_raw() == pid => return Ok(128 + signal as i32),
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-            Err(error) => return Err(errno("waiting for the container")(error)),
+        match waitpid(None, (!hang).then_some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(ended, code)) if ended.as_raw() == pid => return Some(code),
+            Ok(WaitStatus::Signaled(ended, signal, _)) if ended.as_raw() == pid => {
+                return Some(128 + signal as i32);
+            }
+            Ok(WaitStatus::StillAlive) => return None,
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(_) => return Some(255),
         }
     }
 }

@@ -175,7 +175,7 @@ pub fn create() -> anyhow::Result<Vec<Figure>> {
         let bundle = Loaded::load(ground.bundle.path())?;
         let state = oci::create(&order(&root, "one", &bundle))?;
         oci::start(&root, "one")?;
-        let code = oci::wait(state.pid)?;
+        let code = oci::reap(state.pid, true).unwrap_or(255);
         oci::delete(&root, "one", false)?;
         let passed = milliseconds(begin);
         ensure!(code == 0, "the program ended with {code}");
@@ -243,7 +243,7 @@ pub fn exec() -> anyhow::Result<Vec<Figure>> {
             ignore_paused: false,
             cgroup: None,
         })?;
-        let code = oci::wait(pid)?;
+        let code = oci::reap(pid, true).unwrap_or(255);
         let passed = milliseconds(begin);
         ensure!(code == 0, "the command ended with {code}");
         Ok(passed)
