@@ -214,24 +214,6 @@ pub fn unlock_terminal(master: &OwnedFd) -> Result<u32, Errno> {
     Ok(number)
 }
 
-/// Makes a terminal the controlling one of this session (`TIOCSCTTY`).
-///
-/// # Errors
-/// EPERM when this process leads no session, or has one.
-pub fn control_terminal(terminal: &OwnedFd) -> Result<(), Errno> {
-    // SAFETY: no memory is passed.
-    Errno::result(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSCTTY as _, 0) }).map(drop)
-}
-
-/// Sets the domain name of this UTS namespace (setdomainname(2)).
-///
-/// # Errors
-/// EINVAL for more than 64 bytes.
-pub fn set_domain_name(name: &str) -> Result<(), Errno> {
-    // SAFETY: the kernel reads that many bytes of a string that lives beyond the call.
-    Errno::result(unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) }).map(drop)
-}
-
 /// Sets a limit of a resource by the kernel's number (prlimit(2)).
 ///
 /// # Errors

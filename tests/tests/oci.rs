@@ -816,3 +816,33 @@ fn a_namespace_of_another_kind_is_not_joined() -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn a_command_of_the_rarer_shape_goes_through_libcontainer() -> anyhow::Result<()> {
+    needs!("busybox");
+    let mut bundle = Bundle::new()?;
+    let id = bundle.id.clone();
+    bundle.config["process"]["ioPriority"] = json!({ "class": "IOPRIO_CLASS_IDLE", "priority": 0 });
+    bundle.config["linux"]["seccomp"] = json!({ "defaultAction": "SCMP_ACT_ALLOW" });
+    bundle.args(&["sleep", "1000"]);
+    bundle.run(&["run", "-d", &id])?;
+    let output = bundle.output(&["exec", &id, "sh", "-c", "ionice; grep Seccomp: /proc/self/status; exit 4"])?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(output.status.code() == Some(4) && said.starts_with("idle\nSeccomp:\t2"), "{output:?}");
+    let (code, said) = bundle.refused(&["exec", &id, "nosuch"])?;
+    ensure!(code == 255 && said.contains("executable file not found"), "{said}");
+    // One of the usual shape has no state of libcontainer's for it.
+    let mut usual = Bundle::new()?;
+    usual.args(&["sleep", "1000"]);
+    usual.run(&["run", "-d", &usual.id])?;
+    let file = usual.path().join("process.json");
+    std::fs::write(
+        &file,
+        json!({ "args": ["true"], "cwd": "/", "user": { "uid": 0, "gid": 0 },
+        "ioPriority": { "class": "IOPRIO_CLASS_IDLE", "priority": 0 } })
+        .to_string(),
+    )?;
+    let (code, said) = usual.refused(&["exec", "--process", &file.display().to_string(), &usual.id])?;
+    ensure!(code == 255 && said.contains("an I/O priority"), "{said}");
+    Ok(())
+}

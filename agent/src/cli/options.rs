@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// An option that is not understood, one line.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Usage(pub String);
 
 impl From<lexopt::Error> for Usage {
@@ -169,11 +169,11 @@ impl Options {
     }
 }
 
-fn absolute(path: PathBuf) -> PathBuf {
+pub(crate) fn absolute(path: PathBuf) -> PathBuf {
     std::path::absolute(&path).unwrap_or(path)
 }
 
-fn text(arguments: &mut lexopt::Parser) -> Result<String, Usage> {
+pub(crate) fn text(arguments: &mut lexopt::Parser) -> Result<String, Usage> {
     Ok(arguments.value()?.to_string_lossy().into_owned())
 }
 

@@ -1,5 +1,7 @@
 //! Options of the OCI command line, as runc has them.
 
+pub use crate::cli::options::Usage;
+use crate::cli::options::{absolute, text};
 use lexopt::prelude::*;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -147,16 +149,6 @@ const REFUSED: &[(&str, &str)] = &[
     ("criu", "checkpoints are not supported"),
 ];
 
-/// What is wrong with the command line.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Usage(pub String);
-
-impl From<lexopt::Error> for Usage {
-    fn from(error: lexopt::Error) -> Self {
-        Self(error.to_string())
-    }
-}
-
 impl Options {
     /// Reads the command line. Options for all commands may stand before and behind the command.
     ///
@@ -288,14 +280,6 @@ impl Options {
             None => Err(Usage(format!("{} takes a container ID", self.command))),
         }
     }
-}
-
-fn absolute(path: PathBuf) -> PathBuf {
-    std::path::absolute(&path).unwrap_or(path)
-}
-
-fn text(arguments: &mut lexopt::Parser) -> Result<String, Usage> {
-    Ok(arguments.value()?.to_string_lossy().into_owned())
 }
 
 /// `--force` and `--force=true`, as Go's flags have it.

@@ -2,6 +2,7 @@
 
 use super::Problem;
 use super::options::Options;
+use crate::cli::table;
 use crate::clock::rfc3339;
 use coracle_runtime::oci::{self, State, statistics};
 use serde_json::{Value, json};
@@ -73,34 +74,19 @@ pub fn list(options: &Options) -> Result<(), Problem> {
     match options.format.as_str() {
         "json" => say!("{}", json!(states.iter().map(document).collect::<Vec<_>>())),
         "table" => {
-            let mut rows = vec![["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"].map(str::to_owned).to_vec()];
-            rows.extend(states.iter().map(|state| {
+            let row = |state: &State| {
+                // One look at the process: what it is and its number belong together.
                 let document = document(state);
-                vec![
-                    state.id.clone(),
-                    document["pid"].to_string(),
-                    state.status().name().to_owned(),
-                    state.bundle.display().to_string(),
-                    rfc3339(state.created_unix_ns, 9),
-                    owner(state.owner),
-                ]
-            }));
-            say_part!("{}", table(&rows));
+                let text = |name: &str| document[name].as_str().unwrap_or_default().to_owned();
+                let pid = document["pid"].to_string();
+                vec![state.id.clone(), pid, text("status"), text("bundle"), text("created"), text("owner")]
+            };
+            let rows: Vec<Vec<String>> = states.iter().map(row).collect();
+            table::print(&["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"], &rows);
         }
         other => return Err(Problem::new(1, format!("--format {other}: table or json"))),
     }
     Ok(())
-}
-
-fn table(rows: &[Vec<String>]) -> String {
-    let columns = rows.first().map_or(0, Vec::len);
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    let line = |row: &Vec<String>| {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
-        format!("{}\n", cells.collect::<Vec<_>>().join("   ").trim_end())
-    };
-    rows.iter().map(line).collect()
 }
 
 /// `ps`: the machine's own `ps`, less everybody else.

@@ -41,6 +41,16 @@ pub enum Io {
     Inherited,
 }
 
+impl Io {
+    /// A terminal for who listens for one, else what this process has.
+    pub fn of(console_socket: Option<&Path>) -> Self {
+        match console_socket {
+            Some(socket) => Self::Terminal(std::path::absolute(socket).unwrap_or_else(|_| socket.to_owned())),
+            None => Self::Inherited,
+        }
+    }
+}
+
 /// What runs in init just before the program.
 #[derive(Debug, Clone)]
 pub struct Launch {

@@ -244,11 +244,7 @@ fn launch_main(
         cgroups.limit_tasks()?;
         barrier.map_or(Ok(()), wait_for_release)
     };
-    if let Err(failure) = finish() {
-        // Else the end of the gate would let it go.
-        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-        return Err(failure);
-    }
+    finish().inspect_err(|_| end(pid))?;
     drop((gate, gate_write, report_write));
     wait_until_running(&report)?;
     see_filter(pid, &spec.process)?;
@@ -304,7 +300,7 @@ pub fn exec(
     let place = entry::place(&spec.cgroup, exec.contained.then_some(number))?;
     let command = launcher::Command { target: main_pid, process: &config, launch: &launch, io };
     let pid = launcher::exec(&place, &command)?;
-    set_oom_score(pid, Some(spec.process.oom_score_adj))?;
+    set_oom_score(pid, Some(spec.process.oom_score_adj)).inspect_err(|_| end(pid))?;
     let terminal = console.map(|socket| receive_terminal(&socket)).transpose()?;
     if let (Some(terminal), Some((rows, columns))) = (&terminal, exec.terminal_size) {
         // A size that cannot be set is no reason not to run.
@@ -479,6 +475,11 @@ fn keep_available(process: &mut ProcessSpec) {
     }
 }
 
+/// Ends a process that was made for nothing: what waits at a gate goes on when the gate is gone.
+pub(crate) fn end(pid: i32) {
+    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+}
+
 /// `None` leaves what was inherited.
 pub(crate) fn set_oom_score(pid: i32, score: Option<i32>) -> Result<(), Failure> {
     let Some(score) = score else { return Ok(()) };
@@ -564,7 +565,7 @@ pub(crate) fn must_be_filtered(pid: i32) -> Result<(), Failure> {
     if ended || status.lines().any(|line| line.split_whitespace().eq(["Seccomp:", "2"])) {
         return Ok(());
     }
-    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    end(pid);
     Err(Failure::new(FailureKind::Internal, "the system call filter is not in force, so it does not run"))
 }
 

@@ -6,7 +6,7 @@
 use super::bundle::Bundle;
 use super::error::{OciError, errno, io};
 use super::hooks::{self, Moment};
-use super::process::{self, Prepared};
+use super::process::{self, Prepared, Waits};
 use super::resources;
 use super::state::{Home, State, begin_of};
 use crate::container;
@@ -14,15 +14,13 @@ use crate::container::cgroup::devices::{Access, Kind, Rule};
 use crate::container::cgroup::entry::{self, CgroupError, Devices, Order, Present};
 use crate::container::cgroup::place::Place;
 use crate::container::launcher;
-use crate::container::libcontainer::{self, Io, Launch, Making, Waiting};
+use crate::container::libcontainer::{self, Io, Launch, Making};
 use crate::container::rootfs::{self, Root};
 use crate::shim::{Failure, FailureKind, chain};
 use crate::sys;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
-use nix::unistd::Pid;
 use oci_spec::runtime::{LinuxDeviceType, LinuxNamespaceType, LinuxResources};
 use serde_json::{Value, json};
 use std::ffi::CString;
@@ -153,7 +151,7 @@ fn fill(
         }
         Ok(())
     };
-    finish().inspect_err(|_| end(pid))?;
+    finish().inspect_err(|_| container::worker::end(pid))?;
     Ok(state)
 }
 
@@ -209,7 +207,7 @@ fn launch(
             spec: &spec,
             rootfs: &bundle.rootfs,
             launch: &launch,
-            io: io_of(order),
+            io: Io::of(order.console_socket),
             no_pivot: order.no_pivot,
             keyring: (!order.no_new_keyring)
                 .then(|| CString::new(format!("_ses.{}", order.id)).unwrap_or_default()),
@@ -220,13 +218,6 @@ fn launch(
     Ok(pid)
 }
 
-fn io_of(order: &Create<'_>) -> Io {
-    match order.console_socket {
-        Some(socket) => Io::Terminal(std::path::absolute(socket).unwrap_or_else(|_| socket.to_owned())),
-        None => Io::Inherited,
-    }
-}
-
 fn launch_of(
     order: &Create<'_>,
     bundle: &Bundle,
@@ -234,21 +225,8 @@ fn launch_of(
     process: &Prepared,
     (start, report): (i32, i32),
 ) -> Launch {
-    Launch {
-        env: process.env.clone(),
-        reaper: false,
-        report,
-        gate: None,
-        filter: process.filter.clone(),
-        borrows_admin: process.borrows_admin,
-        waiting: Some(Waiting {
-            start: Some(start),
-            preserved: process::preserved(order.preserve_fds),
-            console: process.console_size,
-            config: hooks_inside(&bundle.config),
-            state: state.document(super::Status::Created),
-        }),
-    }
+    let at = Waits { report, gate: None, start: Some(start) };
+    process.launch(order.preserve_fds, &at, hooks_inside(&bundle.config), state.document(super::Status::Created))
 }
 
 /// All other shapes, through libcontainer.
@@ -295,17 +273,14 @@ fn worker(
         preserve_fds: order.preserve_fds as i32,
         no_pivot: order.no_pivot,
     };
-    let made = libcontainer::create(&making, launch, io_of(order))
+    let made = libcontainer::create(&making, launch, Io::of(order.console_socket))
         .map_err(|error| Failure::new(FailureKind::Internal, chain(&error)))?;
     let pid = made.pid;
     // It goes on to where it waits for `start`.
-    made.start().map_err(|error| Failure::new(FailureKind::Internal, chain(&error))).inspect_err(|_| end(pid))?;
+    made.start()
+        .map_err(|error| Failure::new(FailureKind::Internal, chain(&error)))
+        .inspect_err(|_| container::worker::end(pid))?;
     Ok(pid)
-}
-
-/// A process that was made for nothing.
-fn end(pid: i32) {
-    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
 }
 
 fn failed(what: &str, path: &Path, error: &std::io::Error) -> Failure {

@@ -2,16 +2,14 @@
 
 use super::create::{check_descriptors, check_terminal};
 use super::error::{OciError, errno, io};
-use super::process;
-use super::state::{Home, State, Status, begin_of};
+use super::process::{self, Waits};
+use super::state::{Home, Status, begin_of};
 use crate::container::cgroup::entry;
-use crate::container::cgroup::place::Place;
 use crate::container::launcher;
-use crate::container::libcontainer::{self, Io, Launch, Making, Waiting};
+use crate::container::libcontainer::{self, Io, Launch, Making};
 use crate::container::worker;
 use crate::shim::{Failure, FailureKind, chain};
 use nix::fcntl::OFlag;
-use oci_spec::runtime::Process;
 use serde_json::{Value, json};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
@@ -143,84 +141,49 @@ pub fn exec(order: &Exec<'_>) -> Result<i32, OciError> {
     let typed = process.typed()?;
     let unsupported = launcher::unsupported_process(&typed);
     let place = entry::place_below(&state.cgroup, order.cgroup)?;
+    let (report, report_write) = crate::shim::pipe().map_err(errno("making a pipe"))?;
+    let (gate, gate_write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(errno("making a pipe"))?;
+    let at = Waits { report: report_write.as_raw_fd(), gate: Some(gate.as_raw_fd()), start: None };
+    let launch = process.launch(order.preserve_fds, &at, Value::Null, Value::Null);
     let pid = match unsupported {
-        None => launch(order, &state, &typed, &process, &place)?,
-        Some(_) if home.folder.join("runtime").exists() => place.in_child(|| worker(order, &home, &process))?,
+        None => {
+            let io = Io::of(order.console_socket);
+            let command = launcher::Command { target: state.pid, process: &typed, launch: &launch, io };
+            launcher::exec(&place, &command)?
+        }
+        Some(_) if home.folder.join("runtime").exists() => {
+            place.in_child(|| worker(order, &home, &process, launch))?
+        }
         Some(what) => {
             let reason = format!("{what} is for containers that have one themselves");
             return Err(refused("process", reason));
         }
     };
+    if begin_of(state.pid) != Some(state.begun) {
+        // Its number was somebody else's when the namespaces were opened.
+        worker::end(pid);
+        return Err(OciError::Usage("container not running".to_owned()));
+    }
+    worker::set_oom_score(pid, process.oom_score_adj).inspect_err(|_| worker::end(pid))?;
+    drop((gate, gate_write, report_write));
+    worker::wait_until_running(&report)?;
+    if process.filter.is_some() {
+        worker::must_be_filtered(pid)?;
+    }
     if let Some(file) = order.pid_file {
         process::write_pid_file(file, pid)?;
     }
     Ok(pid)
 }
 
-/// The usual shape.
-fn launch(
-    order: &Exec<'_>,
-    state: &State,
-    process: &Process,
-    prepared: &process::Prepared,
-    place: &Place,
-) -> Result<i32, OciError> {
-    let (report, report_write) = crate::shim::pipe().map_err(errno("making a pipe"))?;
-    let (gate, gate_write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(errno("making a pipe"))?;
-    let launch = launch_of(order, prepared, (gate.as_raw_fd(), report_write.as_raw_fd()));
-    let command = launcher::Command { target: state.pid, process, launch: &launch, io: io_of(order) };
-    let pid = launcher::exec(place, &command)?;
-    if begin_of(state.pid) != Some(state.begun) {
-        // Its number was somebody else's when the namespaces were opened.
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
-        return Err(OciError::Usage("container not running".to_owned()));
-    }
-    worker::set_oom_score(pid, prepared.oom_score_adj)?;
-    drop((gate, gate_write, report_write));
-    worker::wait_until_running(&report)?;
-    if prepared.filter.is_some() {
-        worker::must_be_filtered(pid)?;
-    }
-    Ok(pid)
-}
-
-fn io_of(order: &Exec<'_>) -> Io {
-    match order.console_socket {
-        Some(socket) => Io::Terminal(std::path::absolute(socket).unwrap_or_else(|_| PathBuf::from(socket))),
-        None => Io::Inherited,
-    }
-}
-
-fn launch_of(order: &Exec<'_>, process: &process::Prepared, (gate, report): (i32, i32)) -> Launch {
-    Launch {
-        env: process.env.clone(),
-        reaper: false,
-        report,
-        gate: Some(gate),
-        filter: process.filter.clone(),
-        borrows_admin: process.borrows_admin,
-        waiting: Some(Waiting {
-            start: None,
-            preserved: process::preserved(order.preserve_fds),
-            console: process.console_size,
-            config: Value::Null,
-            state: Value::Null,
-        }),
-    }
-}
-
 /// All other shapes, through libcontainer.
-fn worker(order: &Exec<'_>, home: &Home, process: &process::Prepared) -> Result<i32, Failure> {
+fn worker(order: &Exec<'_>, home: &Home, process: &process::Prepared, launch: Launch) -> Result<i32, Failure> {
     let failed = |error: OciError| Failure::new(FailureKind::Internal, error.to_string());
     let file = home.folder.join(format!("exec-{}.json", std::process::id()));
     std::fs::write(&file, process.document.to_string()).map_err(io("writing", &file)).map_err(failed)?;
     let _remove = Removed(file.clone());
-    let (report, report_write) = crate::shim::pipe().map_err(errno("making a pipe")).map_err(failed)?;
-    let (gate, gate_write) =
-        nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(errno("making a pipe")).map_err(failed)?;
     worker::private_mounts()?;
     entry::hide().map_err(io("hiding", Path::new("/sys/fs/cgroup"))).map_err(failed)?;
-    let launch = launch_of(order, process, (gate.as_raw_fd(), report_write.as_raw_fd()));
     let making = Making {
         id: order.id,
         root: &home.folder.join("runtime"),
@@ -228,16 +191,8 @@ fn worker(order: &Exec<'_>, home: &Home, process: &process::Prepared) -> Result<
         preserve_fds: order.preserve_fds as i32,
         no_pivot: false,
     };
-    let pid = libcontainer::exec(&making, launch, io_of(order))
-        .map_err(|error| Failure::new(FailureKind::Internal, chain(&error)))?;
-    worker::set_oom_score(pid, process.oom_score_adj)?;
-    let begun = begin_of(pid);
-    drop((gate, gate_write, report_write));
-    worker::wait_until_running(&report)?;
-    if process.filter.is_some() && begun.is_some() {
-        worker::must_be_filtered(pid)?;
-    }
-    Ok(pid)
+    libcontainer::exec(&making, launch, Io::of(order.console_socket))
+        .map_err(|error| Failure::new(FailureKind::Internal, chain(&error)))
 }
 
 /// A file that is removed in the end, whatever it is.

@@ -2,11 +2,13 @@
 //! launcher does itself.
 
 use super::error::{OciError, io};
+use crate::container::libcontainer::{Launch, Waiting};
 use crate::container::worker;
 use crate::seccomp::Instruction;
 use oci_spec::runtime::Process;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::os::fd::RawFd;
 use std::path::Path;
 
 /// A process made ready.
@@ -34,6 +36,34 @@ impl Prepared {
     pub(super) fn typed(&self) -> Result<Process, OciError> {
         typed(&self.document)
     }
+
+    /// What runs last in it. A container waits at `start`, with the hooks of `config` and its `state` for them; a
+    /// command waits at `gate`.
+    pub(super) fn launch(&self, preserve_fds: u32, at: &Waits, config: Value, state: Value) -> Launch {
+        Launch {
+            env: self.env.clone(),
+            reaper: false,
+            report: at.report,
+            gate: at.gate,
+            filter: self.filter.clone(),
+            borrows_admin: self.borrows_admin,
+            waiting: Some(Waiting {
+                start: at.start,
+                preserved: preserved(preserve_fds),
+                console: self.console_size,
+                config,
+                state,
+            }),
+        }
+    }
+}
+
+/// Descriptors that a process waits at, and where it says why it cannot run.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Waits {
+    pub report: RawFd,
+    pub gate: Option<RawFd>,
+    pub start: Option<RawFd>,
 }
 
 /// A process as the specification has it.
@@ -198,12 +228,12 @@ fn environment(document: &Value) -> Vec<(String, String)> {
 }
 
 /// Descriptors of a service manager; libcontainer keeps them open.
-pub(super) fn listen_descriptors() -> Option<u32> {
+fn listen_descriptors() -> Option<u32> {
     std::env::var("LISTEN_FDS").ok()?.parse().ok().filter(|count| *count > 0)
 }
 
 /// How many descriptors above 2 the program gets: those that are asked for, and a service manager's behind them.
-pub(super) fn preserved(asked: u32) -> i32 {
+fn preserved(asked: u32) -> i32 {
     i32::try_from(asked.saturating_add(listen_descriptors().unwrap_or(0))).unwrap_or(0)
 }
 

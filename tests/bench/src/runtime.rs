@@ -165,6 +165,16 @@ impl Drop for Floor {
     }
 }
 
+/// Times of subjects that take turns, one list for each; the first turn fills caches.
+fn rounds<const N: usize>(mut turn: impl FnMut() -> anyhow::Result<[f64; N]>) -> anyhow::Result<[Vec<f64>; N]> {
+    turn()?;
+    let mut all = [const { Vec::new() }; N];
+    for _ in 0..ROUNDS {
+        all.iter_mut().zip(turn()?).for_each(|(all, time)| all.push(time));
+    }
+    Ok(all)
+}
+
 /// Create, start, exit and delete in this process.
 pub fn create() -> anyhow::Result<Vec<Figure>> {
     let ground = Ground::new(&["true"])?;
@@ -181,18 +191,14 @@ pub fn create() -> anyhow::Result<Vec<Figure>> {
         ensure!(code == 0, "the program ended with {code}");
         Ok(passed)
     };
-    let mut all: [Vec<f64>; 4] = Default::default();
-    for round in 0..=ROUNDS {
-        let times = [
+    let all = rounds(|| {
+        Ok([
             ours()?,
             ground.time(&ground.crun, &["run", "peer"])?,
             ground.time(Path::new("runc"), &["run", "peer"])?,
             floor.round()?,
-        ];
-        if round > 0 {
-            all.iter_mut().zip(times).for_each(|(all, time)| all.push(time));
-        }
-    }
+        ])
+    })?;
     let peak = peak(&ours)?;
     let [mine, crun, runc, least] = &all;
     Ok(vec![
@@ -248,17 +254,13 @@ pub fn exec() -> anyhow::Result<Vec<Figure>> {
         ensure!(code == 0, "the command ended with {code}");
         Ok(passed)
     };
-    let mut all: [Vec<f64>; 3] = Default::default();
-    for round in 0..=ROUNDS {
-        let times = [
+    let all = rounds(|| {
+        Ok([
             ours()?,
             ground.time(&ground.crun, &["exec", "crun", "true"])?,
             ground.time(Path::new("runc"), &["exec", "runc", "true"])?,
-        ];
-        if round > 0 {
-            all.iter_mut().zip(times).for_each(|(all, time)| all.push(time));
-        }
-    }
+        ])
+    })?;
     let peak = peak(&ours)?;
     oci::delete(&root, "one", true)?;
     ground.time(&ground.crun, &["delete", "--force", "crun"])?;
@@ -278,17 +280,13 @@ pub fn exec() -> anyhow::Result<Vec<Figure>> {
 pub fn oci_run() -> anyhow::Result<Vec<Figure>> {
     let ground = Ground::new(&["true"])?;
     let program = coracle_tests::board::coracle();
-    let mut all: [Vec<f64>; 3] = Default::default();
-    for round in 0..=ROUNDS {
-        let times = [
+    let all = rounds(|| {
+        Ok([
             ground.time(&program, &["run", "one"])?,
             ground.time(&ground.crun, &["run", "peer"])?,
             ground.time(Path::new("runc"), &["run", "peer"])?,
-        ];
-        if round > 0 {
-            all.iter_mut().zip(times).for_each(|(all, time)| all.push(time));
-        }
-    }
+        ])
+    })?;
     let [mine, crun, runc] = &all;
     Ok(vec![
         Figure::ratio("vs_crun", mine, crun),

@@ -165,7 +165,7 @@ fn set_names(spec: &Spec) -> Result<(), String> {
         sethostname(name).map_err(text("hostname"))?;
     }
     if let Some(name) = spec.domainname().as_ref().filter(|name| !name.is_empty()) {
-        sys::set_domain_name(name).map_err(text("domainname"))?;
+        rustix::system::setdomainname(name.as_bytes()).map_err(|errno| format!("domainname: {errno}"))?;
     }
     Ok(())
 }

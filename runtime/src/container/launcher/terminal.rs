@@ -65,7 +65,7 @@ pub(super) fn set_up(console: &OwnedFd) -> Result<(OwnedFd, String), String> {
 /// What the kernel refuses.
 pub(super) fn take(slave: &OwnedFd) -> Result<(), String> {
     let failed = |errno: Errno| format!("terminal: {}", errno.desc());
-    sys::control_terminal(slave).map_err(failed)?;
+    rustix::process::ioctl_tiocsctty(slave).map_err(|errno| format!("terminal: {errno}"))?;
     for number in 0..3 {
         nix::unistd::dup2(slave.as_raw_fd(), number).map_err(failed)?;
     }
