@@ -3,7 +3,7 @@
 //! Everything here runs in the single-threaded shim or in a worker that it forked.
 #![allow(unsafe_code)]
 
-use crate::seccomp::Instruction;
+use crate::seccomp::Filter;
 use nix::errno::Errno;
 use nix::unistd::{ForkResult, Pid};
 use std::ffi::CString;
@@ -281,7 +281,9 @@ pub fn close_descriptors_between(first: RawFd, last: RawFd) {
 ///
 /// # Errors
 /// EACCES without `no_new_privs` and `CAP_SYS_ADMIN`, EINVAL and ENOSYS where the kernel has no filters.
-pub fn load_filter(program: &[Instruction]) -> Result<(), Errno> {
+pub fn load_filter(wanted: &Filter) -> Result<(), Errno> {
+    let program = &wanted.program;
+    let flags = if wanted.log { libc::SECCOMP_FILTER_FLAG_LOG } else { 0 };
     let length = u16::try_from(program.len()).map_err(|_| Errno::E2BIG)?;
     let mut filter: Vec<libc::sock_filter> = program
         .iter()
@@ -290,7 +292,7 @@ pub fn load_filter(program: &[Instruction]) -> Result<(), Errno> {
     let program = libc::sock_fprog { len: length, filter: filter.as_mut_ptr() };
     // SAFETY: the kernel reads `len` instructions from `filter`, which lives beyond the call.
     let result = unsafe {
-        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, std::ptr::from_ref(&program))
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, std::ptr::from_ref(&program))
     };
     Errno::result(result).map(drop)
 }

@@ -5,7 +5,7 @@
 use super::init;
 use super::program::{self, NotRunnable};
 use crate::oci::hooks::{self, Moment};
-use crate::seccomp::Instruction;
+use crate::seccomp::Filter;
 use crate::sys;
 use caps::{CapSet, Capability};
 use libcontainer::container::Container;
@@ -63,7 +63,7 @@ pub struct Launch {
     /// The program runs when a byte, or the end, comes from here.
     pub gate: Option<RawFd>,
     /// The system call filter; `None`: every call.
-    pub filter: Option<Vec<Instruction>>,
+    pub filter: Option<Filter>,
     /// `CAP_SYS_ADMIN` is there for the filter alone.
     pub borrows_admin: bool,
     /// What a container of the OCI command line does besides.

@@ -16,7 +16,7 @@ use super::spec::{
     SourceSpec,
 };
 use super::volume;
-use crate::seccomp::{self, Arch, Instruction};
+use crate::seccomp::{self, Arch, Filter};
 use crate::shim::{Failure, FailureKind};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
@@ -501,7 +501,7 @@ fn wait_for_release(barrier: &OwnedFd) -> Result<(), Failure> {
 }
 
 /// The program for the process's capabilities.
-fn filter(process: &ProcessSpec) -> Result<Option<Vec<Instruction>>, Failure> {
+fn filter(process: &ProcessSpec) -> Result<Option<Filter>, Failure> {
     let capabilities: Vec<&str> = process.granted().iter().map(String::as_str).collect();
     let program = match &process.seccomp {
         Seccomp::Unconfined => return Ok(None),
@@ -514,24 +514,21 @@ fn filter(process: &ProcessSpec) -> Result<Option<Vec<Instruction>>, Failure> {
 }
 
 /// The program of a profile in the form of Docker's.
-fn compile_profile(text: &str, capabilities: &[&str]) -> Result<Vec<Instruction>, String> {
+fn compile_profile(text: &str, capabilities: &[&str]) -> Result<Filter, String> {
     let reader = seccomp::Reader { capabilities, kernel: kernel_version(), arches: known_arches()? };
     let (profile, arches) = reader.read(text)?;
     compile(&profile, &arches)
 }
 
 /// The program of a profile in the form of the OCI specification's.
-pub(crate) fn compile_document(
-    document: &serde_json::Value,
-    capabilities: &[&str],
-) -> Result<Vec<Instruction>, String> {
+pub(crate) fn compile_document(document: &serde_json::Value, capabilities: &[&str]) -> Result<Filter, String> {
     let reader = seccomp::Reader { capabilities, kernel: kernel_version(), arches: known_arches()? };
     let (profile, arches) = reader.read_value(document)?;
     compile(&profile, &arches)
 }
 
-fn compile(profile: &seccomp::Profile, arches: &[Arch]) -> Result<Vec<Instruction>, String> {
-    seccomp::compile(profile, arches).map_err(|error| error.to_string())
+fn compile(profile: &seccomp::Profile, arches: &[Arch]) -> Result<Filter, String> {
+    Filter::of(profile, arches).map_err(|error| error.to_string())
 }
 
 fn known_arches() -> Result<&'static [Arch], String> {

@@ -4,7 +4,7 @@
 use super::error::{OciError, io};
 use crate::container::libcontainer::{Launch, Waiting};
 use crate::container::worker;
-use crate::seccomp::Instruction;
+use crate::seccomp::Filter;
 use oci_spec::runtime::Process;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -19,7 +19,7 @@ pub(super) struct Prepared {
     /// Variables in order.
     pub env: Vec<(String, String)>,
     /// The system call filter.
-    pub filter: Option<Vec<Instruction>>,
+    pub filter: Option<Filter>,
     /// `CAP_SYS_ADMIN` is there for the filter alone.
     pub borrows_admin: bool,
     /// -1000 to 1000; `None`: the caller's.

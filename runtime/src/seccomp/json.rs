@@ -122,7 +122,8 @@ impl Reader<'_> {
         }
         // As libseccomp has it: what is said of a call whatever its arguments decides, wherever it stands.
         rules.sort_by_key(|rule: &Rule| !rule.arguments.is_empty());
-        Ok((Profile { default, rules }, self.arches(file)))
+        // No other flag is taken.
+        Ok((Profile { default, rules, log: !file.flags.is_empty() }, self.arches(file)))
     }
 
     fn arches(&self, file: &File) -> Vec<Arch> {

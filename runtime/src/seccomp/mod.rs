@@ -11,7 +11,7 @@ mod program;
 pub use default::profile as default_profile;
 pub use json::{MAX_BYTES, Reader};
 pub use profile::{Action, Arch, Argument, Compare, Profile, Rule};
-pub use program::{CompileError, Instruction, MAX_INSTRUCTIONS, compile};
+pub use program::{CompileError, Filter, Instruction, MAX_INSTRUCTIONS, compile};
 
 #[cfg(test)]
 mod tests;

@@ -132,4 +132,6 @@ pub struct Profile {
     pub default: Action,
     /// In their order.
     pub rules: Vec<Rule>,
+    /// The kernel writes down every answer but "allowed" (`SECCOMP_FILTER_FLAG_LOG`, seccomp(2); Linux 4.14).
+    pub log: bool,
 }

@@ -52,6 +52,25 @@ pub enum CompileError {
     Argument(u8),
 }
 
+/// A profile as the kernel takes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Filter {
+    /// The program.
+    pub program: Vec<Instruction>,
+    /// As in [`Profile`].
+    pub log: bool,
+}
+
+impl Filter {
+    /// For programs of these processors.
+    ///
+    /// # Errors
+    /// When the kernel would not take it.
+    pub fn of(profile: &Profile, arches: &[Arch]) -> Result<Self, CompileError> {
+        Ok(Self { program: compile(profile, arches)?, log: profile.log })
+    }
+}
+
 /// Makes the program for programs of these processors; those of others are ended.
 ///
 /// # Errors

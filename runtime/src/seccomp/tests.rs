@@ -181,7 +181,7 @@ proptest! {
         name in prop_oneof![Just("read"), Just("clone"), Just("socket"), Just("statx"), Just("getpid")],
         arguments in [arguments(), arguments(), arguments()],
     ) {
-        let profile = Profile { default: Action::Errno(38), rules };
+        let profile = Profile { default: Action::Errno(38), rules, log: false };
         let fits = |rule: &&Rule| {
             rule.calls.iter().any(|it| it == name)
                 && rule.arguments.iter().all(|it| holds(it.compare, arguments[usize::from(it.index)]))
@@ -344,7 +344,7 @@ fn verdicts_are_those_of_libseccomp() {
             }
         }
         lines.push(serde_json::json!({"arch": format!("{arch:?}"), "default": "38", "rules": theirs}));
-        profiles.push((arch, Profile { default: Action::Errno(38), rules }));
+        profiles.push((arch, Profile { default: Action::Errno(38), rules, log: false }));
     }
     let Some(answers) = ask_libseccomp(&lines) else { return };
     let mut compared = 0;
@@ -580,4 +580,15 @@ proptest! {
     fn any_profile_is_answered(text in "[{}\\[\\]\",:a-zA-Z0-9_]{0,200}|.{0,100}") {
         let _ = read(&text, &[], (6, 1));
     }
+}
+
+#[test]
+fn a_profile_says_whether_its_answers_are_written_down() {
+    let reader = Reader { capabilities: &[], kernel: (6, 0), arches: &[Arch::X86_64] };
+    let log = |flags: &str| {
+        let text = format!(r#"{{"defaultAction": "SCMP_ACT_ALLOW", "flags": {flags}}}"#);
+        let (profile, arches) = reader.read(&text).expect("a profile");
+        Filter::of(&profile, &arches).expect("a filter").log
+    };
+    assert_eq!((log("[]"), log(r#"["SECCOMP_FILTER_FLAG_LOG"]"#)), (false, true));
 }

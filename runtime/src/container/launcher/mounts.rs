@@ -77,38 +77,34 @@ pub(super) fn is_recursive(option: &str) -> bool {
 }
 
 /// Options of a mount, sorted out.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 struct Options {
-    set: MsFlags2,
-    cleared: MsFlags2,
-    propagation: Vec<MsFlags2>,
+    set: MsFlags,
+    cleared: MsFlags,
+    propagation: Vec<MsFlags>,
     copy_up: bool,
     data: Vec<String>,
 }
 
-/// Flags that have a default.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct MsFlags2(MsFlags);
-
-impl Default for MsFlags2 {
-    fn default() -> Self {
-        Self(MsFlags::empty())
-    }
-}
-
 impl Options {
     fn of(wanted: &Mount) -> Self {
-        let mut options = Self::default();
+        let mut options = Self {
+            set: MsFlags::empty(),
+            cleared: MsFlags::empty(),
+            propagation: Vec::new(),
+            copy_up: false,
+            data: Vec::new(),
+        };
         for option in wanted.options().iter().flatten() {
             if let Some((_, clears, flags)) = FLAGS.iter().find(|(name, ..)| name == option) {
                 let (to, from) = match clears {
                     true => (&mut options.cleared, &mut options.set),
                     false => (&mut options.set, &mut options.cleared),
                 };
-                to.0 |= *flags;
-                from.0 &= !*flags;
+                *to |= *flags;
+                *from &= !*flags;
             } else if let Some((_, flags)) = PROPAGATIONS.iter().find(|(name, _)| name == option) {
-                options.propagation.push(MsFlags2(*flags));
+                options.propagation.push(*flags);
             } else if option == "tmpcopyup" {
                 options.copy_up = true;
             } else if !option.is_empty() {
@@ -116,8 +112,8 @@ impl Options {
             }
         }
         // By type alone, as engines of old wrote it.
-        if wanted.typ().as_deref() == Some("bind") && !options.set.0.contains(MsFlags::MS_BIND) {
-            options.set.0 |= MsFlags::MS_BIND;
+        if wanted.typ().as_deref() == Some("bind") && !options.set.contains(MsFlags::MS_BIND) {
+            options.set |= MsFlags::MS_BIND;
         }
         options
     }
@@ -166,7 +162,7 @@ fn one(order: &Order<'_>, wanted: &Mount, root: &Root, numbers: &Numbers) -> Res
     if kind == "cgroup" || kind == "cgroup2" {
         return cgroups(order, wanted, &options, root, numbers);
     }
-    let bind = options.set.0.contains(MsFlags::MS_BIND);
+    let bind = options.set.contains(MsFlags::MS_BIND);
     let source = wanted.source().clone().unwrap_or_default();
     let folder = !bind || source.is_dir();
     let inside = root
@@ -176,14 +172,14 @@ fn one(order: &Order<'_>, wanted: &Mount, root: &Root, numbers: &Numbers) -> Res
     let target = root.open_place(&inside).map_err(|error| error.to_string())?;
     numbers.enter().map_err(text)?;
     if bind {
-        let flags = options.set.0 & (MsFlags::MS_BIND | MsFlags::MS_REC);
+        let flags = options.set & (MsFlags::MS_BIND | MsFlags::MS_REC);
         mount(Some(&source), &name(&target), None::<&str>, flags, None::<&str>)
             .map_err(|errno| format!("{}: {}", source.display(), errno.desc()))?;
         let mounted = root.open_place(&inside).map_err(|error| error.to_string())?;
         change(&mounted, &options)?;
         return propagate(&mounted, &options);
     }
-    let mut flags = options.set.0;
+    let mut flags = options.set;
     if inside == Path::new("/dev") {
         // Nodes are made in it first.
         flags &= !MsFlags::MS_RDONLY;
@@ -201,11 +197,11 @@ fn one(order: &Order<'_>, wanted: &Mount, root: &Root, numbers: &Numbers) -> Res
 /// Flags of a bind mount are those of its source until they are changed.
 fn change(mounted: &OwnedFd, options: &Options) -> Result<(), String> {
     let plain = MsFlags::MS_BIND | MsFlags::MS_REC;
-    if (options.set.0 & !plain).is_empty() && options.cleared.0.is_empty() {
+    if (options.set & !plain).is_empty() && options.cleared.is_empty() {
         return Ok(());
     }
     let present = flags_of(mounted)?;
-    let wanted = (present & !options.cleared.0) | (options.set.0 & !MsFlags::MS_REC);
+    let wanted = (present & !options.cleared) | (options.set & !MsFlags::MS_REC);
     let flags = wanted | MsFlags::MS_BIND | MsFlags::MS_REMOUNT;
     mount(None::<&str>, &name(mounted), None::<&str>, flags, None::<&str>)
         .map_err(|errno| format!("options: {}", errno.desc()))
@@ -242,7 +238,7 @@ pub(super) fn root_flags() -> Result<MsFlags, String> {
 
 fn propagate(mounted: &OwnedFd, options: &Options) -> Result<(), String> {
     for flags in &options.propagation {
-        mount(None::<&str>, &name(mounted), None::<&str>, flags.0, None::<&str>)
+        mount(None::<&str>, &name(mounted), None::<&str>, *flags, None::<&str>)
             .map_err(|errno| format!("propagation: {}", errno.desc()))?;
     }
     Ok(())
@@ -280,10 +276,10 @@ fn cgroups(
     let fixed = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     numbers.enter().map_err(text)?;
     let destination = wanted.destination();
-    let read_only = options.set.0 & MsFlags::MS_RDONLY;
+    let read_only = options.set & MsFlags::MS_RDONLY;
     if super::super::cgroup::is_v2() && own_cgroups(order.spec) {
         let target = place(destination)?;
-        let flags = fixed | read_only | (options.set.0 & MsFlags::MS_RELATIME);
+        let flags = fixed | read_only | (options.set & MsFlags::MS_RELATIME);
         return mount(Some("cgroup"), &name(&target), Some("cgroup2"), flags, None::<&str>).map_err(text);
     }
     let several = order.cgroups.len() > 1;
@@ -390,7 +386,7 @@ fn null(root: &Root) -> Result<OwnedFd, String> {
 pub(super) fn finish_dev(spec: &Spec, root: &Root, numbers: &Numbers) -> Result<(), String> {
     let dev = spec.mounts().iter().flatten().find(|mount| mount.destination() == Path::new("/dev"));
     let Some(options) = dev.map(Options::of) else { return Ok(()) };
-    if options.set.0.contains(MsFlags::MS_BIND) || !options.set.0.contains(MsFlags::MS_RDONLY) {
+    if options.set.contains(MsFlags::MS_BIND) || !options.set.contains(MsFlags::MS_RDONLY) {
         return Ok(());
     }
     numbers.enter().map_err(|errno| errno.desc().to_owned())?;
@@ -411,10 +407,10 @@ mod tests {
     #[test]
     fn the_last_of_two_options_counts_and_the_rest_is_data() {
         let read = options(&["ro", "nosuid", "rw", "size=1k", "mode=700", "rprivate", "tmpcopyup"]);
-        assert_eq!(read.set.0, MsFlags::MS_NOSUID);
-        assert_eq!(read.cleared.0, MsFlags::MS_RDONLY);
+        assert_eq!(read.set, MsFlags::MS_NOSUID);
+        assert_eq!(read.cleared, MsFlags::MS_RDONLY);
         assert_eq!(read.data, ["size=1k", "mode=700"]);
-        assert_eq!(read.propagation, [MsFlags2(MsFlags::MS_PRIVATE | MsFlags::MS_REC)]);
+        assert_eq!(read.propagation, [MsFlags::MS_PRIVATE | MsFlags::MS_REC]);
         assert!(read.copy_up);
     }
 
