@@ -126,6 +126,7 @@ pub fn container(paths: &Paths, parts: &Parts<'_>) -> Result<Made, String> {
         network: network(parts, service)?,
         pid: shared(parts, service.pid.as_deref())?,
         ipc: shared(parts, service.ipc.as_deref())?,
+        own_users: service.userns_mode.as_deref() == Some("auto"),
         host_cgroup_namespace: service.cgroup.as_deref() == Some("host"),
         init: service.init.unwrap_or(false),
         annotations: service.annotations.clone(),

@@ -87,7 +87,7 @@ pub struct Service {
     pub sysctls: BTreeMap<String, String>,
     /// Resource limits by Compose name (`nofile`), soft and hard; -1 is unlimited.
     pub ulimits: BTreeMap<String, Ulimit>,
-    /// `host` or empty.
+    /// `host`, `auto` (users of its own), or none.
     pub userns_mode: Option<String>,
     /// `host`, `service:NAME` or none.
     pub pid: Option<String>,

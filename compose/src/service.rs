@@ -102,7 +102,29 @@ pub fn read(reader: &Reader<'_>, name: &str, node: &Node, options: &LoadOptions)
         service.image = Some(image.clone());
     }
     settle(reader, &mut service, node, &at);
+    own_users(reader, &service, node, &at);
     Read { service, profiles, line: node.line }
+}
+
+/// What a service with users of its own may have: what counts for its files and processes. Everything else counts for a
+/// network, a clock, a kernel that are the machine's.
+fn own_users(reader: &Reader<'_>, service: &Service, node: &Node, at: &str) {
+    const COUNTS: &[&str] = &[
+        "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
+        "SETFCAP", "SYS_CHROOT", "SYS_PTRACE", "NET_BIND_SERVICE",
+    ];
+    if service.userns_mode.as_deref() != Some("auto") {
+        return;
+    }
+    let line =
+        |wanted: &str| reader.mapping(node, at).iter().find(|(key, _)| key == wanted).map_or(0, |it| it.1.line);
+    let way_out = "with users of its own (userns_mode: auto): write userns_mode: host";
+    if service.privileged {
+        reader.refuse(line("privileged"), &format!("{at}.privileged"), format!("means nothing {way_out}"));
+    }
+    for name in service.cap_add.iter().filter(|name| !COUNTS.contains(&name.as_str())) {
+        reader.refuse(line("cap_add"), &format!("{at}.cap_add"), format!("{name} means nothing {way_out}"));
+    }
 }
 
 fn read_field(
@@ -142,7 +164,7 @@ fn read_field(
         "security_opt" => (s.security_opt, s.seccomp) = security_opt(reader, node, field, options),
         "sysctls" => s.sysctls = sysctls(reader, node, field),
         "ulimits" => s.ulimits = ulimits(reader, node, field),
-        "userns_mode" => s.userns_mode = one_of(reader, node, field, &["host"]),
+        "userns_mode" => s.userns_mode = one_of(reader, node, field, &["auto", "host"]),
         "pid" => s.pid = mode(reader, node, field, &["host"], true),
         "ipc" => s.ipc = mode(reader, node, field, &["host", "none", "private", "shareable"], true),
         "uts" => s.uts = one_of(reader, node, field, &["host"]),

@@ -186,6 +186,11 @@ fn refusals_name_line_field_and_way_out() {
     assert!(one("scale: 2").contains("one container"));
     assert!(one("env_file: missing.env").contains("required: false"));
     assert!(one("sysctls: {vm.swappiness: 1}").contains("whole machine"));
+    assert!(one("userns_mode: keep-id").contains("userns_mode"));
+    let own_users = |more: &str| one(&format!("userns_mode: auto\n    {more}"));
+    assert!(own_users("privileged: true").starts_with("compose.yaml:5: services.s.privileged: means nothing"));
+    assert!(own_users("cap_add: [CHOWN, NET_ADMIN]").contains("services.s.cap_add: NET_ADMIN means nothing"));
+    assert!(own_users("cap_add: [ALL]").contains("write userns_mode: host"));
     assert!(
         refusal("services:\n  a: {image: x, depends_on: [b]}\n  b: {image: x, depends_on: [a]}\n")
             .contains("a -> b -> a")

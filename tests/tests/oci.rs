@@ -617,8 +617,39 @@ fn a_user_namespace_maps_the_containers_root_to_somebody() -> anyhow::Result<()>
     let pid = bundle.state()?["pid"].to_string();
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     ensure!(status.contains("Uid:\t100000"), "{status}");
-    let (_, said) = bundle.refused(&["exec", &bundle.id, "true"])?;
-    ensure!(said.contains("user namespace"), "{said}");
+    // A command is in it too, with all that the container's root is.
+    let exec = |words: &[&str]| -> anyhow::Result<String> {
+        let said = bundle.run(&[&["exec"], words].concat())?;
+        Ok(said.split_whitespace().collect::<Vec<_>>().join(" "))
+    };
+    assert_eq!(exec(&[&bundle.id, "cat", "/proc/self/uid_map"])?, "0 100000 1000");
+    assert_eq!(exec(&[&bundle.id, "id", "-u"])?, "0");
+    assert_eq!(exec(&["--user", "7:8", &bundle.id, "id"])?, "uid=7 gid=8");
+    let (_, said) = bundle.refused(&["exec", "--user", "5000", &bundle.id, "true"])?;
+    ensure!(said.contains("process.user.uid"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn a_mount_shows_files_with_the_owners_that_it_is_told() -> anyhow::Result<()> {
+    needs!("busybox");
+    let folder = tempfile::tempdir()?;
+    std::fs::write(folder.path().join("file"), "shown")?;
+    std::os::unix::fs::chown(folder.path().join("file"), Some(7), Some(8))?;
+    let map = |inside: u32, size: u32| json!([{ "containerID": 0, "hostID": inside, "size": size }]);
+    let mount = |option: &str, groups: serde_json::Value| {
+        json!({ "destination": "/new", "type": "bind", "source": folder.path(), "options": [option, "ro"],
+                "uidMappings": map(1000, 100), "gidMappings": groups })
+    };
+    for option in ["bind", "rbind"] {
+        let change = [("/root/readonly", json!(false)), ("/mounts/-", mount(option, map(2000, 100)))];
+        let script = "stat -c %u:%g /new/file; cat /new/file; touch /new/x 2> /dev/null || echo no";
+        assert_eq!(seen(&change, script)?.trim(), "1007:2008\nshownno", "{option}");
+    }
+    let mut bundle = Bundle::new()?;
+    bundle.config["mounts"].as_array_mut().context("a list")?.push(mount("bind", json!([])));
+    let (_, said) = bundle.refused(&["run", &bundle.id])?;
+    ensure!(said.contains("uidMappings and gidMappings are wanted together"), "{said}");
     Ok(())
 }
 

@@ -12,6 +12,7 @@ use nix::unistd::Pid;
 use serde_json::json;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Command;
 
 /// Brings a project up whose services are one line each; `APP` is the image.
@@ -385,6 +386,74 @@ fn a_profile_of_the_project_decides_which_system_calls_are_made() -> anyhow::Res
     board.coracle(&["up", "-d"])?;
     ensure!(board.service("s")?["pid"] != pid);
     board.coracle(&["exec", "-T", "s", "mkdir", "/z"]).map(drop)
+}
+
+#[test]
+fn users_of_its_own_are_the_machines_for_nobody_else_and_files_keep_their_numbers() -> anyhow::Result<()> {
+    needs_all!();
+    let board = Board::with_app()?;
+    let shared = board.path().join("demo/shared");
+    std::fs::create_dir_all(&shared)?;
+    let services = r#"
+  s: {APP, userns_mode: auto, command: sleep 1000, volumes: ["v:/data", "./shared:/shared"], tmpfs: ["/t:mode=755"], secrets: [k], devices: ["/dev/zero:/dev/mine"]}
+  other: {APP, userns_mode: auto, init: true, user: pump, command: sleep 1000}
+  plain: {APP, command: sleep 1000, volumes: ["v:/data"]}
+  terminal: {APP, userns_mode: auto, tty: true, command: "sh -c 'tty; stat -c %u $$(tty) /dev/console'"}
+volumes: {v: {}}
+secrets: {k: {file: ./k}}
+"#;
+    std::fs::write(board.path().join("demo/k"), "the secret")?;
+    std::fs::set_permissions(board.path().join("demo/k"), std::fs::Permissions::from_mode(0o600))?;
+    up(&board, services)?;
+    let pid =
+        |service: &str| -> anyhow::Result<i64> { board.service(service)?["pid"].as_i64().context("a process id") };
+    // First number of the range, and the user that the process is for the machine.
+    let range = |service: &str| -> anyhow::Result<(u32, u32)> {
+        let map = std::fs::read_to_string(format!("/proc/{}/uid_map", pid(service)?))?;
+        let words: Vec<&str> = map.split_whitespace().collect();
+        ensure!(words.len() == 3 && words[0] == "0" && words[2] == "65536", "{map}");
+        let user = std::fs::metadata(format!("/proc/{}", pid(service)?))?.uid();
+        Ok((words[1].parse()?, user))
+    };
+    let ((first, user), (other, _)) = (range("s")?, range("other")?);
+    ensure!(first >= 0x8_0000 && user == first && other.abs_diff(first) >= 65536, "{first} {other}");
+    let inside = |service: &str, command: &str| board.coracle(&["exec", "-T", service, "sh", "-c", command]);
+    // What it makes is root's on disk, as without.
+    assert_eq!(
+        inside("s", "touch /made /data/made /shared/made /t/made && cat /run/secrets/k && id -u")?,
+        "the secret0\n"
+    );
+    assert_eq!(
+        inside("s", "touch /data/given && chown 1000:27 /data/given && stat -c %u:%g /data/given")?,
+        "1000:27\n"
+    );
+    assert_eq!(inside("plain", "stat -c %u:%g /data/made /data/given")?, "0:0\n1000:27\n");
+    assert_eq!(std::fs::metadata(shared.join("made"))?.uid(), 0);
+    assert_eq!(
+        inside("s", "stat -c %u / /made /bin/busybox /dev /dev/null /dev/mine /t /run/secrets/k /etc/hosts")?,
+        "0\n".repeat(9)
+    );
+    // A user of the image's.
+    let as_user = |command: &str| board.coracle(&["exec", "-T", "-u", "pump", "s", "sh", "-c", command]);
+    assert_eq!(as_user("id -u; touch /t/mine 2> /dev/null || echo refused")?, "1000\nrefused\n");
+    let reaper = pid("other")?;
+    let task = std::fs::read_to_string(format!("/proc/{reaper}/task/{reaper}/children"))?;
+    let status = std::fs::metadata(format!("/proc/{}", task.trim()))?;
+    assert_eq!(status.uid(), other + 1000, "below the reaper");
+    // What is not its own is nobody's.
+    assert_eq!(inside("s", "stat -c %u /sys/kernel")?, "65534\n");
+    let (first_line, beyond) = (format!("0 {first} 65536"), inside("s", "chown 70000 /t/made || echo refused")?);
+    assert_eq!(beyond, "refused\n");
+    let map = inside("s", "cat /proc/self/uid_map")?;
+    assert_eq!(map.split_whitespace().collect::<Vec<_>>().join(" "), first_line, "a command has the same users");
+    assert_eq!(words(&board, "terminal")?.replace('\r', ""), "/dev/pts/0\n0\n0");
+    // A service that no longer has its own finds its files again.
+    up(&board, &services.replace("s: {APP, userns_mode: auto", "s: {APP"))?;
+    assert_eq!(
+        inside("s", "stat -c %u:%g /data/made /data/given; cat /proc/self/uid_map | tr -s ' '")?,
+        "0:0\n1000:27\n 0 0 4294967295\n"
+    );
+    Ok(())
 }
 
 // F2

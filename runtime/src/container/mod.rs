@@ -11,6 +11,7 @@
 
 mod accounts;
 pub mod cgroup;
+pub(crate) mod filters;
 mod init;
 pub(crate) mod launcher;
 pub(crate) mod libcontainer;
@@ -18,6 +19,7 @@ mod oci;
 mod program;
 pub(crate) mod rootfs;
 mod spec;
+pub(crate) mod users;
 mod volume;
 pub(crate) mod worker;
 

@@ -1,7 +1,9 @@
 //! From our description to the OCI runtime configuration that libcontainer reads. Pure.
 
 use super::accounts::Identity;
+
 use super::spec::{ContainerSpec, ExecSpec, MountSpec, ProcessSpec, Seccomp, SharedNamespace, SourceSpec};
+use super::users::IDS;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -63,6 +65,8 @@ pub struct Resolved {
     pub pid: Option<PathBuf>,
     /// As `pid`.
     pub ipc: Option<PathBuf>,
+    /// Path of its user namespace, and the machine's number of its user 0.
+    pub users: Option<(PathBuf, u32)>,
     /// Device nodes.
     pub devices: Vec<DeviceNode>,
     /// There is one cgroup hierarchy, which can be shown.
@@ -151,6 +155,7 @@ pub fn exec_process(container: &ProcessSpec, exec: &ExecSpec) -> ProcessSpec {
 
 fn mounts(spec: &ContainerSpec, resolved: &Resolved) -> Vec<Value> {
     let mut mounts = system_mounts(spec, resolved.unified_cgroup);
+    let theirs = mounts.len();
     let wanted = spec.mounts.iter().zip(&resolved.targets);
     mounts.extend(wanted.map(|(mount, target)| user_mount(mount, target)));
     let files = spec.files.iter().zip(resolved.targets.iter().skip(spec.mounts.len()));
@@ -158,7 +163,18 @@ fn mounts(spec: &ContainerSpec, resolved: &Resolved) -> Vec<Value> {
         let access = if file.writable { "rw" } else { "ro" };
         bind(&file.path, target, &["bind", "rprivate", "nosuid", "nodev", "noexec", access])
     }));
+    if let Some((_, first)) = &resolved.users {
+        for mount in mounts[theirs..].iter_mut().filter(|mount| mount["type"] == "bind") {
+            mount["uidMappings"] = mappings(*first);
+            mount["gidMappings"] = mappings(*first);
+        }
+    }
     mounts
+}
+
+/// A range of the machine's users and groups, as those from 0 on.
+fn mappings(first: u32) -> Value {
+    json!([{ "containerID": 0, "hostID": first, "size": IDS }])
 }
 
 fn system_mounts(spec: &ContainerSpec, unified_cgroup: bool) -> Vec<Value> {
@@ -217,16 +233,17 @@ fn bind(source: &Path, target: &Path, options: &[&str]) -> Value {
 }
 
 fn linux(spec: &ContainerSpec, resolved: &Resolved) -> Value {
+    let outside = |number: u32| resolved.users.as_ref().map_or(number, |(_, first)| first + number.min(IDS - 1));
     let devices: Vec<Value> = resolved
         .devices
         .iter()
         .map(|node| {
             json!({ "path": node.path, "type": node.kind.to_string(), "major": node.major, "minor": node.minor,
-                    "fileMode": node.mode, "uid": node.uid, "gid": node.gid })
+                    "fileMode": node.mode, "uid": outside(node.uid), "gid": outside(node.gid) })
         })
         .collect();
     let none: &[&str] = &[];
-    json!({
+    let mut linux = json!({
         "cgroupsPath": spec.cgroup,
         "namespaces": namespaces(spec, resolved),
         "devices": devices,
@@ -234,11 +251,19 @@ fn linux(spec: &ContainerSpec, resolved: &Resolved) -> Value {
         "rootfsPropagation": "slave",
         "maskedPaths": if spec.privileged { none } else { MASKED },
         "readonlyPaths": if spec.privileged { none } else { READ_ONLY },
-    })
+    });
+    if let Some((_, first)) = &resolved.users {
+        linux["uidMappings"] = mappings(*first);
+        linux["gidMappings"] = mappings(*first);
+    }
+    linux
 }
 
 fn namespaces(spec: &ContainerSpec, resolved: &Resolved) -> Vec<Value> {
     let mut namespaces = vec![json!({ "type": "mount" })];
+    if let Some((path, _)) = &resolved.users {
+        namespaces.push(json!({ "type": "user", "path": path }));
+    }
     if let Some(path) = &resolved.network {
         namespaces.push(json!({ "type": "network", "path": path }));
     }

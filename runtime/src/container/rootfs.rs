@@ -32,7 +32,7 @@ pub enum RootError {
         layers: usize,
     },
     /// The kernel refused.
-    #[error("{action} {}", path.display())]
+    #[error("{action} {}: {}", path.display(), source.desc())]
     System {
         /// What was tried.
         action: &'static str,

@@ -57,6 +57,9 @@ pub struct ContainerSpec {
     pub pid: SharedNamespace,
     /// The IPC namespace.
     pub ipc: SharedNamespace,
+    /// Its users are a range of the machine's that nobody else has.
+    #[serde(default)]
+    pub own_users: bool,
     /// Share the host's cgroup namespace.
     pub host_cgroup_namespace: bool,
     /// A reaper of ours is PID 1.

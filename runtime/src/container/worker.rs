@@ -6,6 +6,7 @@ use super::accounts::{AccountError, Accounts, Identity, MAX_ACCOUNT_FILE};
 use super::cgroup::devices::{self, Access, FORBIDDEN, Rule};
 use super::cgroup::entry::{self, CgroupError, Devices, Order, Present};
 use super::cgroup::tasks;
+use super::filters::Filters;
 use super::launcher;
 use super::libcontainer::{Io, Launch, Stdio};
 use super::oci::{self, DeviceNode, Resolved};
@@ -15,11 +16,12 @@ use super::spec::{
     ContainerSpec, DeviceSpec, ExecSpec, NetworkNamespace, ProcessSpec, SPEC_FILE, Seccomp, SharedNamespace,
     SourceSpec,
 };
+use super::users::{self, Mappings};
 use super::volume;
-use crate::seccomp::{self, Arch, Filter};
+use crate::seccomp::Filter;
 use crate::shim::{Failure, FailureKind};
 use nix::errno::Errno;
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
@@ -40,6 +42,8 @@ pub struct Folders {
     pub containers: PathBuf,
     /// Empty; workers mount their container's root here, each in a mount namespace of its own.
     pub root: PathBuf,
+    /// System call filters that were compiled before.
+    pub filters: PathBuf,
 }
 
 /// What a worker made.
@@ -81,7 +85,7 @@ fn io_failure(what: &str, path: &Path, error: &std::io::Error) -> Failure {
 impl From<RootError> for Failure {
     fn from(error: RootError) -> Self {
         match &error {
-            RootError::System { source, .. } => failure(*source, format!("{error}: {}", source.desc())),
+            RootError::System { source, .. } => failure(*source, error.to_string()),
             _ => Self::new(FailureKind::Refused, error.to_string()),
         }
     }
@@ -126,8 +130,18 @@ pub fn read_spec(folders: &Folders, id: &str) -> Result<ContainerSpec, Failure> 
     Ok(spec)
 }
 
-/// Creates and starts a container. `namespace` is the path of its network namespace; `pid_of` finds the main process
-/// of another container. The program runs when a byte comes from `barrier`.
+/// What a container is started with beside its description.
+#[derive(Debug)]
+pub struct Surroundings<'a> {
+    /// Path of its network namespace.
+    pub network: Option<PathBuf>,
+    /// The machine's number of its user 0, when it has users of its own.
+    pub first_user: Option<u32>,
+    /// The program runs when a byte comes from here.
+    pub barrier: Option<&'a OwnedFd>,
+}
+
+/// Creates and starts a container. `pid_of` finds the main process of another one.
 ///
 /// # Errors
 /// One line with the reason; nothing of the container is left then but what [`delete`] removes.
@@ -135,8 +149,7 @@ pub fn start(
     folders: &Folders,
     spec: &ContainerSpec,
     output: Output,
-    namespace: Option<PathBuf>,
-    barrier: Option<&OwnedFd>,
+    around: &Surroundings<'_>,
     pid_of: impl Fn(&str) -> Option<i32>,
 ) -> Result<Made, Failure> {
     let mut possible = spec.clone();
@@ -148,22 +161,53 @@ pub fn start(
     root.refuse_linked_system_folders()?;
     let accounts = read_accounts(&root)?;
     let identity = accounts.resolve(&spec.process.user, &spec.process.group_add)?;
+    let mappings = around.first_user.map(Mappings::of_range).transpose()?;
+    let users = mappings.map(|mappings| mappings.namespace()).transpose()?;
     let resolved = Resolved {
         targets: make_targets(&root, &folders.root, spec)?,
         root: folders.root.clone(),
         network: match &spec.network {
             NetworkNamespace::Host => None,
-            NetworkNamespace::Held(_) => namespace,
+            NetworkNamespace::Held(_) => around.network.clone(),
         },
         pid: namespace_of(&spec.pid, "pid", &pid_of)?,
         ipc: namespace_of(&spec.ipc, "ipc", &pid_of)?,
+        users: users.as_ref().zip(around.first_user).map(|(fd, first)| (path_of(fd), first)),
         devices: spec.devices.iter().map(device_node).collect::<Result<_, _>>()?,
         identity,
         unified_cgroup: super::cgroup::is_v2(),
     };
     make_working_folder(&root, spec)?;
-    let bundle = folders.containers.join(&spec.id);
-    launch_main(spec, &resolved, &bundle, output, barrier)
+    drop(root);
+    if let (Some(users), Some(first)) = (&users, around.first_user) {
+        remount_mapped(folders, spec, users, first)?;
+    }
+    launch_main(folders, spec, &resolved, output, around.barrier)
+}
+
+fn path_of(fd: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+}
+
+/// The root once more, now that it is ready, with owners as the container's users.
+fn remount_mapped(folders: &Folders, spec: &ContainerSpec, users: &OwnedFd, first: u32) -> Result<(), Failure> {
+    umount2(&folders.root, MntFlags::MNT_DETACH).map_err(internal("unmounting the root"))?;
+    let mut paths: Vec<&Path> = spec.lower.iter().map(PathBuf::as_path).collect();
+    paths.extend([spec.upper.as_path(), spec.work.as_path()]);
+    let shown = users::show_mapped(&folders.containers.join(&spec.id), &paths, users)?;
+    let [lower @ .., upper, work] = &shown[..] else { return Ok(()) };
+    // The overlay works in its folders as who mounted it: a user that is there.
+    users::make_as((first, first)).map_err(refused)?;
+    let mounted = rootfs::mount_overlay(lower, upper, work, &folders.root);
+    users::make_as((0, 0)).map_err(refused)?;
+    mounted.map_err(|error| match error {
+        RootError::System { source: Errno::EINVAL, .. } => refused(
+            "userns_mode: this kernel shows an image's files with their own owners only (overlay on ID-mapped mounts: \
+             from Linux 5.19)"
+                .to_owned(),
+        ),
+        error => error.into(),
+    })
 }
 
 /// Makes the container's cgroups.
@@ -204,9 +248,9 @@ fn refused(message: String) -> Failure {
 }
 
 fn launch_main(
+    folders: &Folders,
     spec: &ContainerSpec,
     resolved: &Resolved,
-    bundle: &Path,
     output: Output,
     barrier: Option<&OwnedFd>,
 ) -> Result<Made, Failure> {
@@ -218,11 +262,11 @@ fn launch_main(
         reaper: spec.init,
         report: report_write.as_raw_fd(),
         gate: Some(gate.as_raw_fd()),
-        filter: filter(&spec.process)?,
+        filter: filter(folders, &spec.process)?,
         borrows_admin: oci::borrows_admin(&spec.process),
         waiting: None,
     };
-    let (io, console) = io_for(output, bundle)?;
+    let (io, console) = io_for(output, &folders.containers.join(&spec.id))?;
     let cgroups = make_cgroups(spec, &resolved.devices)?;
     let config: oci_spec::runtime::Spec = serde_json::from_value(oci::config(spec, resolved))
         .map_err(|error| Failure::new(FailureKind::Internal, format!("the configuration: {error}")))?;
@@ -292,7 +336,7 @@ pub fn exec(
         reaper: exec.contained,
         report: report_write.as_raw_fd(),
         gate: Some(gate.as_raw_fd()),
-        filter: filter(&process)?,
+        filter: filter(folders, &process)?,
         borrows_admin: oci::borrows_admin(&process),
         waiting: None,
     };
@@ -500,52 +544,10 @@ fn wait_for_release(barrier: &OwnedFd) -> Result<(), Failure> {
     }
 }
 
-/// The program for the process's capabilities.
-fn filter(process: &ProcessSpec) -> Result<Option<Filter>, Failure> {
-    let capabilities: Vec<&str> = process.granted().iter().map(String::as_str).collect();
-    let program = match &process.seccomp {
-        Seccomp::Unconfined => return Ok(None),
-        Seccomp::Profile(text) => compile_profile(text, &capabilities),
-        Seccomp::Default => {
-            known_arches().and_then(|arches| compile(&seccomp::default_profile(&capabilities), arches))
-        }
-    };
-    program.map(Some).map_err(|reason| refused(format!("security_opt: seccomp profile: {reason}")))
-}
-
-/// The program of a profile in the form of Docker's.
-fn compile_profile(text: &str, capabilities: &[&str]) -> Result<Filter, String> {
-    let reader = seccomp::Reader { capabilities, kernel: kernel_version(), arches: known_arches()? };
-    let (profile, arches) = reader.read(text)?;
-    compile(&profile, &arches)
-}
-
-/// The program of a profile in the form of the OCI specification's.
-pub(crate) fn compile_document(document: &serde_json::Value, capabilities: &[&str]) -> Result<Filter, String> {
-    let reader = seccomp::Reader { capabilities, kernel: kernel_version(), arches: known_arches()? };
-    let (profile, arches) = reader.read_value(document)?;
-    compile(&profile, &arches)
-}
-
-fn compile(profile: &seccomp::Profile, arches: &[Arch]) -> Result<Filter, String> {
-    Filter::of(profile, arches).map_err(|error| error.to_string())
-}
-
-fn known_arches() -> Result<&'static [Arch], String> {
-    let arches = Arch::of_this_machine();
-    match arches.is_empty() {
-        true => {
-            Err("the system calls of this processor are not known: leave it out (seccomp=unconfined)".to_owned())
-        }
-        false => Ok(arches),
-    }
-}
-
-/// Major and minor version of this kernel; 0.0 when it says something else.
-fn kernel_version() -> (u32, u32) {
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    let mut numbers = release.split(|it: char| !it.is_ascii_digit()).map_while(|it| it.parse().ok());
-    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+/// The filter of a process, if it has one.
+fn filter(folders: &Folders, process: &ProcessSpec) -> Result<Option<Filter>, Failure> {
+    let filters = Filters { folder: &folders.filters };
+    filters.of(process).map_err(|reason| refused(format!("security_opt: seccomp profile: {reason}")))
 }
 
 /// Looks whether the filter is in force; a process without it does not go on.

@@ -2,17 +2,14 @@
 
 use super::error::OciError;
 use super::fields::{self, Found};
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use crate::container::launcher;
+use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 use serde_json::Value;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// Bytes of a configuration. A system call filter of Docker's has 60 KiB, and engines write some hundred mounts.
 pub const MAX_CONFIG: u64 = 4 * 1024 * 1024;
-
-/// Options of mounts that are not for the kernel but for the runtime, and that are not kept.
-const REFUSED_OPTIONS: &[(&str, &str)] =
-    &[("idmap", "id-mapped mounts are not supported"), ("ridmap", "id-mapped mounts are not supported")];
 
 /// A configuration that was read and found to be possible.
 #[derive(Debug, Clone)]
@@ -132,10 +129,8 @@ fn check(spec: &Spec) -> Result<(), Unfit> {
                 let reason = "tmpcopyup: a mount namespace is wanted";
                 return Err(refused(&format!("mounts[{number}].options"), reason));
             }
-            if let Some((_, why)) = REFUSED_OPTIONS.iter().find(|(known, _)| known == option) {
-                return Err(refused(&format!("mounts[{number}].options"), format!("{option}: {why}")));
-            }
         }
+        check_owners(spec, mount).map_err(|(field, why)| refused(&format!("mounts[{number}].{field}"), why))?;
     }
     const PROPAGATIONS: [&str; 9] =
         ["", "private", "rprivate", "shared", "rshared", "slave", "rslave", "unbindable", "runbindable"];
@@ -149,6 +144,31 @@ fn check(spec: &Spec) -> Result<(), Unfit> {
         }
     }
     Ok(())
+}
+
+/// A mount that shows files with other owners.
+fn check_owners(spec: &Spec, mount: &Mount) -> Result<(), (&'static str, String)> {
+    let some = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|list| !list.is_empty());
+    let (users, groups) = (some(mount.uid_mappings()), some(mount.gid_mappings()));
+    let options = mount.options().as_deref().unwrap_or_default();
+    if !users && !groups {
+        return match options.iter().find(|it| *it == "idmap" || *it == "ridmap") {
+            Some(option) => Err(("options", format!("{option}: uidMappings and gidMappings are wanted with it"))),
+            None => Ok(()),
+        };
+    }
+    let field = if users { "uidMappings" } else { "gidMappings" };
+    let bound = mount.typ().as_deref() == Some("bind") || options.iter().any(|it| it == "bind" || it == "rbind");
+    if users != groups {
+        return Err((field, "uidMappings and gidMappings are wanted together".to_owned()));
+    }
+    if !bound {
+        return Err((field, "is for bind mounts".to_owned()));
+    }
+    match launcher::unsupported(spec) {
+        Some(what) => Err((field, format!("is not supported together with {what}"))),
+        None => Ok(()),
+    }
 }
 
 /// A kernel parameter of a namespace that is the container's own; another would be the machine's.
@@ -211,6 +231,11 @@ mod tests {
             ("/linux/sysctl", json!({"net.x/../../kernel": "1"}), "linux.sysctl: "),
             ("/linux/intelRdt", json!({"closID": "x"}), "linux.intelRdt.closID: "),
             ("/mounts/0/options", json!(["idmap"]), "mounts[0].options: idmap"),
+            (
+                "/mounts/0/uidMappings",
+                json!([{ "containerID": 0, "hostID": 1, "size": 1 }]),
+                "mounts[0].uidMappings: ",
+            ),
             ("/vm", json!({"kernel": {"path": "/x"}}), "vm: "),
             ("/process/user/uid", json!("root"), "invalid type"),
         ] {

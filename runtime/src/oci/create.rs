@@ -13,6 +13,7 @@ use crate::container;
 use crate::container::cgroup::devices::{Access, Kind, Rule};
 use crate::container::cgroup::entry::{self, CgroupError, Devices, Order, Present};
 use crate::container::cgroup::place::Place;
+use crate::container::filters::Filters;
 use crate::container::launcher;
 use crate::container::libcontainer::{self, Io, Launch, Making};
 use crate::container::rootfs::{self, Root};
@@ -64,7 +65,9 @@ pub fn create(order: &Create<'_>) -> Result<State, OciError> {
     let bundle = order.bundle;
     check_terminal(&bundle.config["process"], order.console_socket)?;
     check_descriptors(order.preserve_fds)?;
-    let process = process::prepare(&bundle.config["process"], bundle.config["linux"].get("seccomp"))?;
+    let filters = home.filters();
+    let filters = Filters { folder: &filters };
+    let process = process::prepare(&bundle.config["process"], bundle.config["linux"].get("seccomp"), filters)?;
     let none = LinuxResources::default();
     let linux = bundle.spec.linux().as_ref();
     let wanted = linux.and_then(|linux| linux.resources().as_ref()).unwrap_or(&none);

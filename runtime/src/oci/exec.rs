@@ -5,6 +5,7 @@ use super::error::{OciError, errno, io};
 use super::process::{self, Waits};
 use super::state::{Home, Status, begin_of};
 use crate::container::cgroup::entry;
+use crate::container::filters::Filters;
 use crate::container::launcher;
 use crate::container::libcontainer::{self, Io, Launch, Making};
 use crate::container::worker;
@@ -130,14 +131,9 @@ pub fn exec(order: &Exec<'_>) -> Result<i32, OciError> {
     if process::typed(&document)?.args().as_ref().is_none_or(Vec::is_empty) {
         return Err(refused("process.args", "names no program".to_owned()));
     }
-    let user_namespace =
-        config["linux"]["namespaces"].as_array().is_some_and(|all| all.iter().any(|it| it["type"] == "user"));
-    if user_namespace {
-        let reason = "a command in a container with a user namespace would run outside of it: not supported";
-        return Err(refused("linux.namespaces", reason.to_owned()));
-    }
     check_terminal(&document, order.console_socket)?;
-    let process = process::prepare(&document, config["linux"].get("seccomp"))?;
+    let filters = home.filters();
+    let process = process::prepare(&document, config["linux"].get("seccomp"), Filters { folder: &filters })?;
     let typed = process.typed()?;
     let unsupported = launcher::unsupported_process(&typed);
     let place = entry::place_below(&state.cgroup, order.cgroup)?;

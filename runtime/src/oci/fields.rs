@@ -19,8 +19,6 @@ use Handling::{Applied, Noted, Refused};
 
 const OTHER_PLATFORM: Handling = Refused("is for another operating system");
 const NO_RDT: Handling = Refused("Intel RDT is not supported: no board that this is for has it");
-const NO_IDMAP: Handling =
-    Refused("id-mapped mounts are not supported: use a user namespace, or files of the right owner");
 
 /// All fields by path: `[]` is an element of a list, `*` a member of a map.
 pub const FIELDS: &[(&str, Handling)] = &[
@@ -31,8 +29,8 @@ pub const FIELDS: &[(&str, Handling)] = &[
     ("mounts[].source", Applied),
     ("mounts[].type", Applied),
     ("mounts[].options[]", Applied),
-    ("mounts[].uidMappings[]", NO_IDMAP),
-    ("mounts[].gidMappings[]", NO_IDMAP),
+    ("mounts[].uidMappings[]", Applied),
+    ("mounts[].gidMappings[]", Applied),
     ("process.terminal", Applied),
     ("process.consoleSize.height", Applied),
     ("process.consoleSize.width", Applied),
@@ -189,15 +187,18 @@ fn walk(value: &Value, path: &str, found: &mut Vec<Found>, depth: usize) {
         }
         return;
     }
-    let below = |separator: &str| FIELDS.iter().any(|(it, _)| it.starts_with(&format!("{path}{separator}")));
+    let below = |separator: &str| {
+        FIELDS.iter().any(|(it, _)| it.strip_prefix(path).is_some_and(|rest| rest.starts_with(separator)))
+    };
     match value {
         Value::Object(members) if depth < MAX_DEPTH && (path.is_empty() || below(".")) => {
+            let any = format!("{path}.*");
+            let any = FIELDS.iter().any(|(it, _)| *it == any).then_some(any);
             for (name, value) in members {
-                let any = format!("{path}.*");
-                let path = match path {
-                    "" => name.clone(),
-                    _ if FIELDS.iter().any(|(it, _)| *it == any) => any,
-                    _ => format!("{path}.{name}"),
+                let path = match &any {
+                    _ if path.is_empty() => name.clone(),
+                    Some(any) => any.clone(),
+                    None => format!("{path}.{name}"),
                 };
                 walk(value, &path, found, depth + 1);
             }

@@ -2,6 +2,7 @@
 //! launcher does itself.
 
 use super::error::{OciError, io};
+use crate::container::filters::Filters;
 use crate::container::libcontainer::{Launch, Waiting};
 use crate::container::worker;
 use crate::seccomp::Filter;
@@ -80,11 +81,15 @@ pub(super) fn typed(document: &Value) -> Result<Process, OciError> {
 const SETS: [&str; 5] = ["bounding", "effective", "permitted", "inheritable", "ambient"];
 
 /// Makes a process ready to be given to libcontainer: one that is of the specification's form ([`typed`]). `seccomp` is
-/// the configuration's filter.
+/// the configuration's filter; `filters` keeps what it is compiled to.
 ///
 /// # Errors
 /// The field and why.
-pub(super) fn prepare(process: &Value, seccomp: Option<&Value>) -> Result<Prepared, OciError> {
+pub(super) fn prepare(
+    process: &Value,
+    seccomp: Option<&Value>,
+    filters: Filters<'_>,
+) -> Result<Prepared, OciError> {
     let refused = |field: &str, reason: String| OciError::Refused { field: field.to_owned(), reason };
     let mut document = process.clone();
     keep_available(&mut document);
@@ -99,7 +104,7 @@ pub(super) fn prepare(process: &Value, seccomp: Option<&Value>) -> Result<Prepar
                 profile.remove("listenerMetadata");
             }
             let capabilities: Vec<&str> = bounding.iter().map(String::as_str).collect();
-            let program = worker::compile_document(&profile, &capabilities);
+            let program = filters.of_document(&profile, &capabilities);
             Some(program.map_err(|reason| refused("linux.seccomp", reason))?)
         }
         None => None,
@@ -248,6 +253,10 @@ pub(super) fn write_pid_file(file: &Path, pid: i32) -> Result<(), OciError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn prepare(process: &Value, seccomp: Option<&Value>) -> Result<Prepared, OciError> {
+        super::prepare(process, seccomp, Filters { folder: Path::new("/proc/none") })
+    }
 
     fn filter() -> Value {
         json!({ "defaultAction": "SCMP_ACT_ALLOW",

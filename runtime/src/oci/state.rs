@@ -118,6 +118,9 @@ pub fn begin_of(pid: i32) -> Option<u64> {
     fields.nth(18)?.parse().ok()
 }
 
+/// Name of the folder of compiled filters beside the containers': no container can have it.
+const FILTERS: &str = "@filters";
+
 /// The folder of a container.
 #[derive(Debug, Clone)]
 pub struct Home {
@@ -137,6 +140,11 @@ impl Home {
             return Err(OciError::InvalidId(crate::untrusted::one_line(id)));
         }
         Ok(Self { folder: root.join(id), id: id.to_owned() })
+    }
+
+    /// Where compiled filters are kept, for all containers.
+    pub(crate) fn filters(&self) -> PathBuf {
+        self.folder.with_file_name(FILTERS)
     }
 
     /// Makes the folder.

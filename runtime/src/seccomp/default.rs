@@ -118,6 +118,11 @@ const PERSONALITIES: [u64; 5] = [0, 8, 0x2_0000, 0x2_0008, 0xffff_ffff];
 const AF_ALG: u64 = 38;
 const AF_VSOCK: u64 = 40;
 
+/// Those of these capabilities that change the profile, in an order of their own.
+pub fn that_matter(capabilities: &[&str]) -> Vec<&'static str> {
+    OF_CAPABILITY.iter().map(|(name, _)| *name).filter(|name| capabilities.contains(name)).collect()
+}
+
 /// The profile for who has these capabilities (names without `CAP_`).
 pub fn profile(capabilities: &[&str]) -> Profile {
     let has = |name: &str| capabilities.contains(&name);

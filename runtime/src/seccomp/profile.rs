@@ -16,7 +16,12 @@ pub enum Arch {
 impl Arch {
     /// That of this machine's kernel, and then those of older programs that it runs too. Empty: none that is known.
     pub fn of_this_machine() -> &'static [Self] {
-        match std::env::consts::ARCH {
+        Self::of(std::env::consts::ARCH)
+    }
+
+    /// As [`Arch::of_this_machine`], of a processor by Rust's name for it.
+    pub fn of(name: &str) -> &'static [Self] {
+        match name {
             "x86_64" => &[Self::X86_64, Self::X86],
             "aarch64" => &[Self::Aarch64, Self::Arm],
             "arm" => &[Self::Arm],

@@ -6,6 +6,7 @@
 
 use super::calls;
 use super::profile::{Action, Arch, Argument, Compare, Profile, Rule};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// Instructions of one program (`BPF_MAXINSNS`).
@@ -56,7 +57,7 @@ pub enum CompileError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Filter {
     /// The program.
-    pub program: Vec<Instruction>,
+    pub program: Cow<'static, [Instruction]>,
     /// As in [`Profile`].
     pub log: bool,
 }
@@ -67,7 +68,7 @@ impl Filter {
     /// # Errors
     /// When the kernel would not take it.
     pub fn of(profile: &Profile, arches: &[Arch]) -> Result<Self, CompileError> {
-        Ok(Self { program: compile(profile, arches)?, log: profile.log })
+        Ok(Self { program: compile(profile, arches)?.into(), log: profile.log })
     }
 }
 

@@ -8,7 +8,8 @@ use super::protocol::{
 };
 use super::ring::Ring;
 use super::transport::{self, Received};
-use crate::container::worker::{self, Folders, Made, Output};
+use crate::container::users;
+use crate::container::worker::{self, Folders, Made, Output, Surroundings};
 use crate::container::{ContainerSpec, ExecSpec, NetworkNamespace, Stdio};
 use crate::{memory, sys};
 use nix::errno::Errno;
@@ -17,7 +18,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket, socketpair};
 use nix::unistd::Pid;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::ops::Bound;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -128,6 +129,8 @@ struct Container {
     keeps_log: bool,
     cgroup: String,
     terminal: Option<OwnedFd>,
+    /// The machine's number of its user 0, when it has users of its own.
+    first_user: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -202,7 +205,11 @@ pub fn run(folder: &Path) -> Result<(), ServerError> {
 
 impl Shim {
     fn new(folder: &Path) -> Result<Self, ServerError> {
-        let folders = Folders { containers: folder.join("containers"), root: folder.join("root") };
+        let folders = Folders {
+            containers: folder.join("containers"),
+            root: folder.join("root"),
+            filters: folder.join("filters"),
+        };
         for path in [&folders.containers, &folders.root] {
             std::fs::create_dir_all(path).map_err(|source| ServerError::Folder { path: path.clone(), source })?;
         }
@@ -644,10 +651,12 @@ impl Shim {
         let folders = self.folders.clone();
         let pids: HashMap<String, i32> =
             self.containers.iter().filter_map(|(id, it)| Some((id.clone(), it.status.pid?))).collect();
-        self.remember_start(&spec);
+        let first_user = spec.own_users.then(|| self.free_users(&id)).transpose()?;
+        self.remember_start(&spec, first_user);
         let job = move || {
             let pid_of = |id: &str| pids.get(id).copied();
-            worker::start(&folders, &spec, output, namespace, barrier.as_ref(), pid_of).map(Some)
+            let around = Surroundings { network: namespace, first_user, barrier: barrier.as_ref() };
+            worker::start(&folders, &spec, output, &around, pid_of).map(Some)
         };
         let forked = self.fork(Some(asker), timeout, Deed::Start { id: id.clone(), sources }, job);
         if forked.is_err() {
@@ -656,8 +665,16 @@ impl Shim {
         forked
     }
 
+    /// First of a range of users that no other container has.
+    fn free_users(&self, id: &str) -> Result<u32, Failure> {
+        let others = self.containers.iter().filter(|(other, _)| *other != id);
+        let taken: HashSet<u32> = others.filter_map(|(_, it)| it.first_user).collect();
+        let free = (0..).map_while(users::range).find(|first| !taken.contains(first));
+        free.ok_or_else(|| Failure::new(FailureKind::Conflict, "no range of users is left"))
+    }
+
     /// A container that starts again keeps its log; a new one begins with an empty one.
-    fn remember_start(&mut self, spec: &ContainerSpec) {
+    fn remember_start(&mut self, spec: &ContainerSpec, first_user: Option<u32>) {
         let status = ContainerStatus {
             id: spec.id.clone(),
             pid: None,
@@ -677,6 +694,7 @@ impl Shim {
             cgroup: spec.cgroup.clone(),
             keeps_log: !spec.no_log,
             terminal: None,
+            first_user,
         };
         self.containers.insert(spec.id.clone(), container);
     }

@@ -2,8 +2,9 @@
 
 use super::super::libcontainer::{Io, Launch};
 use super::super::rootfs::{Kind, Root};
-use super::mounts::{self, Numbers};
-use super::namespaces::{self, Plan};
+use super::super::users;
+use super::mounts::{self, Numbers, Owners};
+use super::namespaces::{self, Joined, Plan};
 use super::{Channel, Command, Order, devices, fail, privileges, terminal};
 use crate::sys;
 use nix::errno::Errno;
@@ -24,17 +25,31 @@ fn text(what: &'static str) -> impl FnOnce(Errno) -> String {
 }
 
 /// Becomes a container's first process. Ends in [`Launch`].
-pub(super) fn init(order: &Order<'_>, namespaces: &Plan, console: Option<&OwnedFd>, told: &Channel<'_>) -> i32 {
-    if let Err(reason) = become_container(order, namespaces, console, told) {
+pub(super) fn init(
+    order: &Order<'_>,
+    namespaces: &Plan,
+    owners: &Owners,
+    console: Option<&OwnedFd>,
+    told: &Channel<'_>,
+) -> i32 {
+    if let Err(reason) = become_container(order, namespaces, owners, console, told) {
         fail(told, &reason);
     }
     last(order.launch, order.spec.process().as_ref(), told)
 }
 
 /// Becomes a command in a container. Ends in [`Launch`].
-pub(super) fn command(command: &Command<'_>, console: Option<&OwnedFd>, told: &Channel<'_>) -> i32 {
+pub(super) fn command(
+    command: &Command<'_>,
+    namespaces: &Joined,
+    console: Option<&OwnedFd>,
+    told: &Channel<'_>,
+) -> i32 {
     let become_command = || -> Result<(), String> {
         begin(&command.io)?;
+        if namespaces.has_users() {
+            privileges::become_root()?;
+        }
         if let Some(console) = console {
             let (slave, _) = terminal::set_up(console)?;
             terminal::take(&slave)?;
@@ -63,6 +78,7 @@ fn begin(io: &Io) -> Result<(), String> {
 fn become_container(
     order: &Order<'_>,
     namespaces: &Plan,
+    owners: &Owners,
     console: Option<&OwnedFd>,
     told: &Channel<'_>,
 ) -> Result<(), String> {
@@ -84,7 +100,10 @@ fn become_container(
         .map(sys::own)
         .map_err(text("/proc/sys"))?;
     let root = prepare_root(order)?;
-    mounts::mount_all(order, &root, &numbers)?;
+    if let Some(owner) = namespaces.owner {
+        users::make_as(owner)?;
+    }
+    mounts::mount_all(order, &root, owners, &numbers)?;
     devices::make(spec, &root)?;
     mounts::protect(spec, &root, &numbers)?;
     if let Some(hooks) = &order.hooks {
@@ -113,6 +132,10 @@ fn become_container(
     if spec.root().as_ref().is_some_and(|root| root.readonly() == Some(true)) {
         let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | mounts::root_flags()?;
         mount(None::<&str>, "/", None::<&str>, flags, None::<&str>).map_err(text("root.readonly"))?;
+    }
+    if let Some(users) = &namespaces.users {
+        users.enter().map_err(text("entering the user namespace"))?;
+        privileges::become_root()?;
     }
     let process = spec.process().as_ref().ok_or("process is missing")?;
     confine(process)

@@ -117,11 +117,12 @@ pub(crate) fn unsupported_process(process: &oci_spec::runtime::Process) -> Optio
 pub(crate) fn create(place: &Place, order: &Order<'_>) -> Result<i32, Failure> {
     close_to_others()?;
     let namespaces = namespaces::Plan::of(order.spec).map_err(refused)?;
+    let owners = mounts::Owners::of(order.spec)?;
     let (ours, theirs) = channel()?;
     let console = console(&order.io)?;
     let inside = || {
         let told = Channel(&theirs);
-        inside::init(order, &namespaces, console.as_ref(), &told)
+        inside::init(order, &namespaces, &owners, console.as_ref(), &told)
     };
     let child = namespaces.clone_into(place, &inside)?;
     drop(theirs);
@@ -141,7 +142,7 @@ pub(crate) fn exec(place: &Place, command: &Command<'_>) -> Result<i32, Failure>
     let console = console(&command.io)?;
     let inside = || {
         let told = Channel(&theirs);
-        inside::command(command, console.as_ref(), &told)
+        inside::command(command, &namespaces, console.as_ref(), &told)
     };
     let child = namespaces.clone_into(place, &inside)?;
     drop(theirs);

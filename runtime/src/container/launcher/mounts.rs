@@ -2,7 +2,8 @@
 //! change meanwhile (CVE-2025-31133 and its kind).
 
 use super::super::rootfs::{Kind, Root};
-use super::Order;
+use super::super::users::{self, Mappings};
+use super::{Failure, Order, refused};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MsFlags, mount};
@@ -83,6 +84,8 @@ struct Options {
     cleared: MsFlags,
     propagation: Vec<MsFlags>,
     copy_up: bool,
+    /// Mounts below it have other owners too.
+    maps_all: bool,
     data: Vec<String>,
 }
 
@@ -93,6 +96,7 @@ impl Options {
             cleared: MsFlags::empty(),
             propagation: Vec::new(),
             copy_up: false,
+            maps_all: false,
             data: Vec::new(),
         };
         for option in wanted.options().iter().flatten() {
@@ -107,6 +111,8 @@ impl Options {
                 options.propagation.push(*flags);
             } else if option == "tmpcopyup" {
                 options.copy_up = true;
+            } else if option == "idmap" || option == "ridmap" {
+                options.maps_all = option == "ridmap";
             } else if !option.is_empty() {
                 options.data.push(option.clone());
             }
@@ -143,19 +149,54 @@ fn name(fd: &OwnedFd) -> PathBuf {
     PathBuf::from(fd.as_raw_fd().to_string())
 }
 
+/// User namespaces that mounts take their owners from, one for each set of mappings.
+#[derive(Debug, Default)]
+pub(super) struct Owners(Vec<(Mappings, OwnedFd)>);
+
+/// Sets of mappings in one configuration: each is a process and a namespace for the moment, and containers have one.
+const MAX_OWNERS: usize = 16;
+
+impl Owners {
+    /// Makes what a configuration needs.
+    ///
+    /// # Errors
+    /// More than is bearable, or what the kernel does not take.
+    pub fn of(spec: &Spec) -> Result<Self, Failure> {
+        let mut owners = Self::default();
+        for mount in spec.mounts().iter().flatten() {
+            let Some(mappings) = Mappings::of(mount.uid_mappings(), mount.gid_mappings()) else { continue };
+            if owners.get(&mappings).is_some() {
+                continue;
+            }
+            if owners.0.len() >= MAX_OWNERS {
+                return Err(refused(format!(
+                    "mounts: more than {MAX_OWNERS} different uidMappings and gidMappings"
+                )));
+            }
+            let namespace = mappings.namespace()?;
+            owners.0.push((mappings, namespace));
+        }
+        Ok(owners)
+    }
+
+    fn get(&self, mappings: &Mappings) -> Option<&OwnedFd> {
+        self.0.iter().find(|(known, _)| known == mappings).map(|(_, namespace)| namespace)
+    }
+}
+
 /// Mounts everything that a configuration lists.
 ///
 /// # Errors
 /// The mount by its number and destination, and what the kernel said.
-pub(super) fn mount_all(order: &Order<'_>, root: &Root, numbers: &Numbers) -> Result<(), String> {
+pub(super) fn mount_all(order: &Order<'_>, root: &Root, owners: &Owners, numbers: &Numbers) -> Result<(), String> {
     for (number, wanted) in order.spec.mounts().iter().flatten().enumerate() {
-        one(order, wanted, root, numbers)
+        one(order, wanted, root, owners, numbers)
             .map_err(|reason| format!("mounts[{number}]: {}: {reason}", wanted.destination().display()))?;
     }
     Ok(())
 }
 
-fn one(order: &Order<'_>, wanted: &Mount, root: &Root, numbers: &Numbers) -> Result<(), String> {
+fn one(order: &Order<'_>, wanted: &Mount, root: &Root, owners: &Owners, numbers: &Numbers) -> Result<(), String> {
     let options = Options::of(wanted);
     let kind = wanted.typ().as_deref().unwrap_or_default();
     let text = |errno: Errno| errno.desc().to_owned();
@@ -172,9 +213,19 @@ fn one(order: &Order<'_>, wanted: &Mount, root: &Root, numbers: &Numbers) -> Res
     let target = root.open_place(&inside).map_err(|error| error.to_string())?;
     numbers.enter().map_err(text)?;
     if bind {
-        let flags = options.set & (MsFlags::MS_BIND | MsFlags::MS_REC);
-        mount(Some(&source), &name(&target), None::<&str>, flags, None::<&str>)
-            .map_err(|errno| format!("{}: {}", source.display(), errno.desc()))?;
+        match Mappings::of(wanted.uid_mappings(), wanted.gid_mappings()) {
+            Some(mappings) => {
+                let namespace = owners.get(&mappings).ok_or("uidMappings: no namespace was made for them")?;
+                let all = options.maps_all || options.set.contains(MsFlags::MS_REC);
+                let mount = users::mapped(&source, all, namespace)?;
+                users::attach(&mount, &target).map_err(text)?;
+            }
+            None => {
+                let flags = options.set & (MsFlags::MS_BIND | MsFlags::MS_REC);
+                mount(Some(&source), &name(&target), None::<&str>, flags, None::<&str>)
+                    .map_err(|errno| format!("{}: {}", source.display(), errno.desc()))?;
+            }
+        }
         let mounted = root.open_place(&inside).map_err(|error| error.to_string())?;
         change(&mounted, &options)?;
         return propagate(&mounted, &options);

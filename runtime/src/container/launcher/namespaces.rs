@@ -1,6 +1,7 @@
 //! Which namespaces a process gets: new ones in the clone, others' by setns(2).
 
 use super::super::cgroup::place::Place;
+use super::super::users::Mappings;
 use super::{Failure, FailureKind, internal};
 use crate::sys;
 use nix::errno::Errno;
@@ -20,6 +21,10 @@ pub(super) struct Plan {
     pub joined: Vec<Other>,
     /// Another's PID namespace, which is for children.
     pid: Option<Other>,
+    /// A user namespace, entered last: until then everything is done by the machine's root.
+    pub users: Option<Other>,
+    /// Its user and group 0 as the machine has them: who makes folders, nodes and terminals for it.
+    pub owner: Option<(u32, u32)>,
 }
 
 /// A namespace of another's. The kernel is told its kind: a path that leads to one of another kind would put the
@@ -41,7 +46,8 @@ fn flag(kind: LinuxNamespaceType) -> Option<CloneFlags> {
         LinuxNamespaceType::Pid => CloneFlags::CLONE_NEWPID,
         LinuxNamespaceType::Network => CloneFlags::CLONE_NEWNET,
         LinuxNamespaceType::Cgroup => CloneFlags::CLONE_NEWCGROUP,
-        LinuxNamespaceType::User | LinuxNamespaceType::Time => return None,
+        LinuxNamespaceType::User => CloneFlags::CLONE_NEWUSER,
+        LinuxNamespaceType::Time => return None,
     })
 }
 
@@ -62,10 +68,19 @@ impl Plan {
             let flag = flag(kind).ok_or_else(|| format!("namespace {kind:?}: not known here"))?;
             match (kind, file) {
                 (LinuxNamespaceType::Pid, Some(file)) => plan.pid = Some(Other { kind: flag, file }),
+                (LinuxNamespaceType::User, Some(file)) => plan.users = Some(Other { kind: flag, file }),
+                (LinuxNamespaceType::User, None) => {
+                    return Err("namespace user: a new one is not made here".to_owned());
+                }
                 (_, Some(file)) => plan.joined.push(Other { kind: flag, file }),
                 (LinuxNamespaceType::Cgroup, None) => plan.cgroup = true,
                 (_, None) => plan.new |= flag.bits() as u32 as u64,
             }
+        }
+        if plan.users.is_some() {
+            let linux = spec.linux().as_ref();
+            let mappings = linux.and_then(|linux| Mappings::of(linux.uid_mappings(), linux.gid_mappings()));
+            plan.owner = mappings.and_then(|mappings| mappings.root());
         }
         Ok(plan)
     }
@@ -90,7 +105,7 @@ impl Plan {
 fn through(place: &Place, joined: &[&Other], new: u64, inside: &dyn Fn() -> i32) -> Result<Pid, Failure> {
     let pid = place.in_child(|| {
         for other in joined {
-            setns(&other.file, other.kind).map_err(internal("entering a namespace"))?;
+            other.enter().map_err(internal("entering a namespace"))?;
         }
         let parent = CloneFlags::CLONE_PARENT.bits() as u32 as u64;
         let child = sys::clone_process(new | parent, None, inside);
@@ -103,8 +118,8 @@ fn through(place: &Place, joined: &[&Other], new: u64, inside: &dyn Fn() -> i32)
 #[derive(Debug)]
 pub(super) struct Joined(Vec<Other>);
 
-/// In this order: with the mount namespace the paths of all others are gone.
-const JOINED: [(&str, CloneFlags); 7] = [
+/// In this order: who is in another user namespace may enter none of the machine's any more.
+const JOINED: [(&str, CloneFlags); 8] = [
     ("ipc", CloneFlags::CLONE_NEWIPC),
     ("uts", CloneFlags::CLONE_NEWUTS),
     ("net", CloneFlags::CLONE_NEWNET),
@@ -112,6 +127,7 @@ const JOINED: [(&str, CloneFlags); 7] = [
     ("cgroup", CloneFlags::CLONE_NEWCGROUP),
     ("time", CloneFlags::from_bits_retain(CLONE_NEWTIME)),
     ("mnt", CloneFlags::CLONE_NEWNS),
+    ("user", CloneFlags::CLONE_NEWUSER),
 ];
 
 impl Joined {
@@ -139,6 +155,11 @@ impl Joined {
         Ok(Self(files))
     }
 
+    /// There is a user namespace among them.
+    pub fn has_users(&self) -> bool {
+        self.0.iter().any(|other| other.kind == CloneFlags::CLONE_NEWUSER)
+    }
+
     /// Starts `inside` in them, born in the cgroup.
     ///
     /// # Errors
@@ -153,5 +174,15 @@ impl Joined {
 /// # Errors
 /// What the kernel refuses.
 pub(super) fn join(others: &[Other]) -> Result<(), Errno> {
-    others.iter().try_for_each(|other| setns(&other.file, other.kind))
+    others.iter().try_for_each(Other::enter)
+}
+
+impl Other {
+    /// Enters it.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn enter(&self) -> Result<(), Errno> {
+        setns(&self.file, self.kind)
+    }
 }

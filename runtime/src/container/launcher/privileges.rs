@@ -26,6 +26,17 @@ pub(super) fn set_limits(process: &Process) -> Result<(), String> {
     Ok(())
 }
 
+/// Becomes root of a user namespace that was entered; until then it has no number there.
+///
+/// # Errors
+/// When 0 is not in its mappings.
+pub(super) fn become_root() -> Result<(), String> {
+    setgroups(&[]).map_err(failed("groups of the user namespace"))?;
+    let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
+    setresgid(gid, gid, gid).map_err(failed("group 0 of the user namespace"))?;
+    setresuid(uid, uid, uid).map_err(failed("user 0 of the user namespace"))
+}
+
 /// Drops everything that the process is not to have.
 ///
 /// # Errors
