@@ -89,7 +89,7 @@ pub fn resolve(wanted: &Wanted, name: &str, image: &KnownImage, owner: Option<&s
 pub fn check_profiles(project: &coracle_compose::Project) -> Result<(), String> {
     use coracle_runtime::seccomp::{self, Arch};
     let arches = Arch::of_this_machine();
-    let reader = seccomp::Reader { capabilities: &[], kernel: (u32::MAX, 0), arches };
+    let reader = seccomp::Reader { capabilities: &[], kernel: (u32::MAX, 0), arches, notify: false };
     for (name, service) in &project.services {
         let Some(profile) = &service.seccomp else { continue };
         let compiled = reader

@@ -69,7 +69,7 @@ pub fn config(data: &[u8]) {
 pub fn profile(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let arches = &[Arch::X86_64, Arch::X86];
-    let reader = seccomp::Reader { capabilities: &["SYS_ADMIN"], kernel: (6, 1), arches };
+    let reader = seccomp::Reader { capabilities: &["SYS_ADMIN"], kernel: (6, 1), arches, notify: true };
     match reader.read(text) {
         Ok((profile, arches)) => {
             let Ok(program) = seccomp::compile(&profile, &arches) else { return };

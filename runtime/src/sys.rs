@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use nix::unistd::{ForkResult, Pid};
 use std::ffi::CString;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 /// Forks, runs `child` in the new process and leaves it with the returned code, without running exit handlers.
 ///
@@ -210,6 +210,48 @@ fn change_mount(mount: &OwnedFd, attributes: &libc::mount_attr, flags: libc::c_i
     Errno::result(result).map(drop)
 }
 
+/// A copy of a descriptor of another process, by its number there (pidfd_getfd(2)).
+///
+/// # Errors
+/// EBADF when it has none of that number, EPERM without `CAP_SYS_PTRACE`, ENOSYS before Linux 5.6.
+pub fn take_descriptor(process: BorrowedFd<'_>, number: i32) -> Result<OwnedFd, Errno> {
+    // SAFETY: no memory is passed; the descriptor that comes is nobody else's.
+    unsafe {
+        let result = Errno::result(libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0))?;
+        Ok(OwnedFd::from_raw_fd(result as RawFd))
+    }
+}
+
+/// A byte that other processes write through a file: read without a system call.
+#[derive(Debug, Clone, Copy)]
+pub struct SharedByte(&'static AtomicU8);
+
+impl SharedByte {
+    /// The first byte of a file, for as long as this process, and forks of it, run.
+    ///
+    /// # Errors
+    /// As ftruncate(2) and mmap(2) say.
+    pub fn of(file: &std::fs::File) -> Result<Self, Errno> {
+        // Beyond the end of a file there is no memory.
+        nix::unistd::ftruncate(file, 1)?;
+        let (size, flags) = (rustix::param::page_size(), libc::MAP_SHARED);
+        // SAFETY: a new mapping at a place of the kernel's choice; it is never unmapped, so the reference stays good.
+        // Others change the byte, which is what an atomic one is for. Nobody makes the file shorter.
+        unsafe {
+            let place = libc::mmap(std::ptr::null_mut(), size, libc::PROT_READ, flags, file.as_raw_fd(), 0);
+            if place == libc::MAP_FAILED {
+                return Err(Errno::last());
+            }
+            Ok(Self(&*place.cast::<AtomicU8>()))
+        }
+    }
+
+    /// Somebody has written to it.
+    pub fn is_set(self) -> bool {
+        self.0.load(Ordering::Acquire) != 0
+    }
+}
+
 /// The hard limit of a resource by the kernel's number (getrlimit(2)); `None` for one that it has not.
 pub fn hard_limit(resource: usize) -> Option<u64> {
     let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
@@ -300,9 +342,10 @@ pub fn close_descriptors_between(first: RawFd, last: RawFd) {
 ///
 /// # Errors
 /// EACCES without `no_new_privs` and `CAP_SYS_ADMIN`, EINVAL and ENOSYS where the kernel has no filters.
-pub fn load_filter(wanted: &Filter) -> Result<(), Errno> {
+pub fn load_filter(wanted: &Filter) -> Result<Option<OwnedFd>, Errno> {
     let program = &wanted.program;
-    let flags = if wanted.log { libc::SECCOMP_FILTER_FLAG_LOG } else { 0 };
+    let flags = if wanted.log { libc::SECCOMP_FILTER_FLAG_LOG } else { 0 }
+        | if wanted.notify { libc::SECCOMP_FILTER_FLAG_NEW_LISTENER } else { 0 };
     let length = u16::try_from(program.len()).map_err(|_| Errno::E2BIG)?;
     let mut filter: Vec<libc::sock_filter> = program
         .iter()
@@ -313,7 +356,8 @@ pub fn load_filter(wanted: &Filter) -> Result<(), Errno> {
     let result = unsafe {
         libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, std::ptr::from_ref(&program))
     };
-    Errno::result(result).map(drop)
+    let number = Errno::result(result)?;
+    Ok(wanted.notify.then(|| own(number as RawFd)))
 }
 
 // ---- bpf(2): what cgroups of v2 need for their device programs ----

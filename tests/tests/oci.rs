@@ -4,11 +4,14 @@ use anyhow::{Context, ensure};
 use coracle_tests::board::wait_for;
 use coracle_tests::bundle::Bundle;
 use coracle_tests::needs;
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use serde_json::{Value, json};
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 #[test]
 fn a_container_goes_through_its_life() -> anyhow::Result<()> {
@@ -650,6 +653,72 @@ fn a_mount_shows_files_with_the_owners_that_it_is_told() -> anyhow::Result<()> {
     bundle.config["mounts"].as_array_mut().context("a list")?.push(mount("bind", json!([])));
     let (_, said) = bundle.refused(&["run", &bundle.id])?;
     ensure!(said.contains("uidMappings and gidMappings are wanted together"), "{said}");
+    Ok(())
+}
+
+/// Takes descriptors of filters, and answers mkdir and mkdirat with EL3HLT until it is killed; says what it was told.
+const ANSWERS: &str = r#"
+import array, fcntl, json, os, socket, struct, sys
+listening = socket.socket(socket.AF_UNIX)
+listening.bind(sys.argv[1])
+listening.listen(4)
+print("listens", flush=True)
+while True:
+    connection, _ = listening.accept()
+    text, control, _, _ = connection.recvmsg(1 << 16, socket.CMSG_SPACE(4))
+    numbers = array.array("i")
+    numbers.frombytes(control[0][2])
+    print(json.dumps(json.loads(text)), flush=True)
+    if os.fork() == 0:
+        while True:
+            call = bytearray(80)
+            try:
+                fcntl.ioctl(numbers[0], 0xC0502100, call)
+                fcntl.ioctl(numbers[0], 0xC0182101, struct.pack("=QqiI", struct.unpack_from("=Q", call)[0], 0, -46, 0))
+            except OSError:
+                os._exit(0)
+    os.close(numbers[0])
+"#;
+
+#[test]
+fn calls_that_are_left_to_somebody_else_are_answered_by_them() -> anyhow::Result<()> {
+    needs!("busybox", "python3");
+    let mut bundle = Bundle::new()?;
+    let socket = bundle.path().join("answers");
+    let mut command = Command::new("python3");
+    command.args(["-c", ANSWERS]).arg(&socket).stdout(Stdio::piped()).process_group(0);
+    let mut answers = command.spawn()?;
+    let mut lines = BufReader::new(answers.stdout.take().context("its output")?).lines();
+    let mut line = || -> anyhow::Result<String> { Ok(lines.next().context("it has ended")??) };
+    assert_eq!(line()?, "listens");
+    let filter = json!({ "defaultAction": "SCMP_ACT_ALLOW", "listenerPath": socket, "listenerMetadata": "of mine",
+        "syscalls": [{ "names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_NOTIFY" },
+                     { "names": ["getpgid"], "action": "SCMP_ACT_TRACE", "errnoRet": 5 }] });
+    bundle.config["linux"]["seccomp"] = filter;
+    bundle.config["root"]["readonly"] = json!(false);
+    let said = bundle.says("mkdir /x 2>&1; grep ^Seccomp: /proc/self/status")?;
+    ensure!(said.contains("Level 3 halted") && said.contains("Seccomp:\t2"), "{said}");
+    let told: Value = serde_json::from_str(&line()?)?;
+    assert_eq!(told["fds"], json!(["seccompFd"]));
+    assert_eq!((&told["metadata"], &told["state"]["status"]), (&json!("of mine"), &json!("created")));
+    assert_eq!((&told["state"]["id"], &told["state"]["pid"]), (&json!(bundle.id), &told["pid"]));
+    // A command has a descriptor of its own; the container's is not asked.
+    bundle.args(&["sleep", "1000"]);
+    bundle.run(&["run", "-d", &bundle.id])?;
+    let container: Value = serde_json::from_str(&line()?)?;
+    let (code, said) = bundle.refused(&["exec", &bundle.id, "mkdir", "/y"])?;
+    ensure!(code == 1 && said.contains("Level 3 halted"), "{code} {said}");
+    let command: Value = serde_json::from_str(&line()?)?;
+    ensure!(command["pid"] != container["pid"] && command["state"]["pid"] == container["pid"], "{command}");
+    assert_eq!(command["state"]["status"], "running");
+    // Nobody listens: it does not run.
+    nix::sys::signal::killpg(Pid::from_raw(answers.id() as i32), Signal::SIGKILL)?;
+    answers.wait()?;
+    ensure!(bundle.refused(&["exec", &bundle.id, "true"])?.1.contains("linux.seccomp.listenerPath"));
+    ensure!(bundle.run(&["ps", &bundle.id])?.lines().count() == 2, "only the container's own is there");
+    bundle.run(&["delete", "--force", &bundle.id])?;
+    let (_, said) = bundle.refused(&["run", &bundle.id])?;
+    ensure!(said.contains("linux.seccomp.listenerPath"), "{said}");
     Ok(())
 }
 

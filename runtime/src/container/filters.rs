@@ -35,25 +35,27 @@ impl Filters<'_> {
                 known_arches()?;
                 seccomp::default_filter(&capabilities).map(Some).map_err(|error| error.to_string())
             }
-            Seccomp::Profile(text) => self.get(text, &capabilities, |reader| reader.read(text)).map(Some),
+            Seccomp::Profile(text) => self.get(text, &capabilities, false, |reader| reader.read(text)).map(Some),
         }
     }
 
-    /// The filter of a document in the form of the OCI specification's.
+    /// The filter of a document in the form of the OCI specification's; `notify`: somebody answers for calls that it
+    /// leaves to them.
     ///
     /// # Errors
     /// The field and why, one line.
-    pub fn of_document(&self, document: &Value, capabilities: &[&str]) -> Result<Filter, String> {
-        self.get(&document.to_string(), capabilities, |reader| reader.read_value(document))
+    pub fn of_document(&self, document: &Value, capabilities: &[&str], notify: bool) -> Result<Filter, String> {
+        self.get(&document.to_string(), capabilities, notify, |reader| reader.read_value(document))
     }
 
     fn get(
         &self,
         text: &str,
         capabilities: &[&str],
+        notify: bool,
         read: impl FnOnce(&Reader<'_>) -> Result<(seccomp::Profile, Vec<Arch>), String>,
     ) -> Result<Filter, String> {
-        let reader = Reader { capabilities, kernel: kernel_version(), arches: known_arches()? };
+        let reader = Reader { capabilities, kernel: kernel_version(), arches: known_arches()?, notify };
         let path = self.folder.join(name(text, &reader));
         if let Some(filter) = load(&path) {
             return Ok(filter);
@@ -92,12 +94,13 @@ fn name(text: &str, reader: &Reader<'_>) -> String {
     let arches: Vec<u32> = reader.arches.iter().map(|arch| arch.token()).collect();
     let capabilities = reader.capabilities.join(" ");
     let compiler = env!("CORACLE_FILTER_COMPILER");
-    let named = format!("{compiler} {major}.{minor} {arches:x?} {capabilities}\0{text}");
+    let notify = reader.notify;
+    let named = format!("{compiler} {major}.{minor} {arches:x?} {notify} {capabilities}\0{text}");
     crate::image::digest_of(named.as_bytes()).trim_start_matches("sha256:").to_owned()
 }
 
 fn encode(filter: &Filter) -> Vec<u8> {
-    let mut bytes = vec![u8::from(filter.log)];
+    let mut bytes = vec![u8::from(filter.log) | u8::from(filter.notify) << 1];
     for it in filter.program.iter() {
         bytes.extend(it.code.to_le_bytes());
         bytes.extend([it.jump_true, it.jump_false]);
@@ -107,8 +110,8 @@ fn encode(filter: &Filter) -> Vec<u8> {
 }
 
 fn decode(bytes: &[u8]) -> Option<Filter> {
-    let (&log, program) = bytes.split_first()?;
-    if log > 1 || program.is_empty() || program.len() % INSTRUCTION != 0 {
+    let (&flags, program) = bytes.split_first()?;
+    if flags > 3 || program.is_empty() || program.len() % INSTRUCTION != 0 {
         return None;
     }
     let instruction = |it: &[u8]| {
@@ -117,7 +120,7 @@ fn decode(bytes: &[u8]) -> Option<Filter> {
         Some(Instruction { code, jump_true, jump_false, operand: u32::from_le_bytes([a, b, c, d]) })
     };
     let program: Option<Vec<Instruction>> = program.chunks_exact(INSTRUCTION).map(instruction).collect();
-    Some(Filter { program: program?.into(), log: log == 1 })
+    Some(Filter { program: program?.into(), log: flags & 1 != 0, notify: flags & 2 != 0 })
 }
 
 /// `None` when it is not there, or not of the form of one.
@@ -165,15 +168,20 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("filters");
         let filters = Filters { folder: &path };
-        let first = filters.of_document(&profile("chroot"), &["CHOWN"]).expect("a filter");
+        let first = filters.of_document(&profile("chroot"), &["CHOWN"], false).expect("a filter");
         let unread = |_: &Reader<'_>| Err("is not read again".to_owned());
-        let again = filters.get(&profile("chroot").to_string(), &["CHOWN"], unread).expect("kept");
+        let again = filters.get(&profile("chroot").to_string(), &["CHOWN"], false, unread).expect("kept");
         assert_eq!(again, first);
         assert!(again.log);
-        let other = filters.of_document(&profile("chroot"), &["SYS_BOOT"]).expect("a filter");
+        let other = filters.of_document(&profile("chroot"), &["SYS_BOOT"], false).expect("a filter");
         assert_ne!(other, first, "other capabilities, another program");
-        filters.of_document(&profile("mount"), &["CHOWN"]).expect("a filter");
+        filters.of_document(&profile("mount"), &["CHOWN"], false).expect("a filter");
         assert_eq!(count(&path), 3);
+        let left = json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{ "names": ["mkdir"], "action": "SCMP_ACT_NOTIFY" }] });
+        assert!(filters.of_document(&left, &[], true).is_ok_and(|filter| filter.notify));
+        assert!(filters.of_document(&left, &[], true).is_ok_and(|filter| filter.notify), "kept as such");
+        let nobody = filters.of_document(&left, &[], false).expect_err("nobody answers");
+        assert!(nobody.starts_with("syscalls[0].action"), "{nobody}");
     }
 
     #[test]
@@ -185,23 +193,23 @@ mod tests {
             json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules })
         };
         for number in 0..3 * MAX_KEPT {
-            filters.of_document(&errnos(number), &[]).expect("a filter");
+            filters.of_document(&errnos(number), &[], false).expect("a filter");
             assert!(count(folder.path()) <= MAX_KEPT);
         }
-        let whole = filters.of_document(&errnos(0), &[]).expect("a filter");
+        let whole = filters.of_document(&errnos(0), &[], false).expect("a filter");
         for entry in std::fs::read_dir(folder.path()).expect("read").flatten() {
             std::fs::write(entry.path(), "no program").expect("written");
         }
-        assert_eq!(filters.of_document(&errnos(0), &[]).expect("a filter"), whole);
+        assert_eq!(filters.of_document(&errnos(0), &[], false).expect("a filter"), whole);
         assert_eq!(decode(&[]), None);
         assert_eq!(decode(&[0; 8]), None);
-        assert_eq!(decode(&[2; 9]), None);
+        assert_eq!(decode(&[4; 9]), None);
     }
 
     #[test]
     fn without_a_place_to_keep_them_they_are_made_each_time() {
         let filters = Filters { folder: Path::new("/proc/none") };
-        assert!(filters.of_document(&profile("chroot"), &[]).is_ok());
-        assert!(filters.of_document(&json!({ "defaultAction": "?" }), &[]).is_err());
+        assert!(filters.of_document(&profile("chroot"), &[], false).is_ok());
+        assert!(filters.of_document(&json!({ "defaultAction": "?" }), &[], false).is_err());
     }
 }

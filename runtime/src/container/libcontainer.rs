@@ -6,7 +6,7 @@ use super::init;
 use super::program::{self, NotRunnable};
 use crate::oci::hooks::{self, Moment};
 use crate::seccomp::Filter;
-use crate::sys;
+use crate::sys::{self, SharedByte};
 use caps::{CapSet, Capability};
 use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
@@ -16,7 +16,7 @@ use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, Exec
 use oci_spec::runtime::Spec;
 use serde_json::Value;
 use std::collections::HashMap;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{IntoRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 /// Descriptors for a process; a terminal replaces all three.
@@ -64,6 +64,8 @@ pub struct Launch {
     pub gate: Option<RawFd>,
     /// The system call filter; `None`: every call.
     pub filter: Option<Filter>,
+    /// Set when somebody has taken the descriptor of a filter that leaves calls to them.
+    pub heard: Option<SharedByte>,
     /// `CAP_SYS_ADMIN` is there for the filter alone.
     pub borrows_admin: bool,
     /// What a container of the OCI command line does besides.
@@ -98,6 +100,9 @@ impl Waiting {
         hooks.map_err(|error| error.to_string())
     }
 }
+
+/// Looks at a byte in memory: some ten seconds, ten thousand times what handing a descriptor over takes.
+const MOST_LOOKS: u64 = 1 << 30;
 
 /// Waits for a byte, or for the end.
 fn wait_for_byte(fd: RawFd) {
@@ -168,9 +173,14 @@ impl Launch {
     /// The last thing before the program, and before the reaper, which stays.
     fn confine(&self) -> Result<(), String> {
         let Some(filter) = &self.filter else { return Ok(()) };
-        sys::load_filter(filter).map_err(|errno| {
+        let listener = sys::load_filter(filter).map_err(|errno| {
             format!("the kernel does not take the system call filter (CONFIG_SECCOMP_FILTER), so it does not run: {errno}")
         })?;
+        if let Some(listener) = listener {
+            // No system call from here on, until somebody answers. The kernel closes it when the program runs.
+            let _ = listener.into_raw_fd();
+            self.wait_until_heard()?;
+        }
         if self.borrows_admin {
             for set in [CapSet::Effective, CapSet::Permitted] {
                 caps::drop(None, set, Capability::CAP_SYS_ADMIN)
@@ -178,6 +188,18 @@ impl Launch {
             }
         }
         Ok(())
+    }
+
+    /// Looks at memory alone: every call may be one that waits for an answer.
+    fn wait_until_heard(&self) -> Result<(), String> {
+        let heard = self.heard.ok_or("nobody listens for the calls that its filter leaves to them")?;
+        for _ in 0..MOST_LOOKS {
+            if heard.is_set() {
+                return Ok(());
+            }
+            std::hint::spin_loop();
+        }
+        Err("nobody took the descriptor of its system call filter".to_owned())
     }
 
     fn tell(&self, failure: &NotRunnable) {

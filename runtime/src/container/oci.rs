@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 /// Version of the OCI runtime specification that the generated document follows.
 const OCI_VERSION: &str = "1.0.2";
 
-/// Paths of `/proc` and `/sys` that tell about or steer the host; the list of Docker's and Podman's defaults.
+/// Paths of `/proc` and `/sys` that tell about or steer the host; the list of Docker's and Podman's defaults. Those of
+/// each processor are [`Resolved::heat`].
 const MASKED: &[&str] = &[
     "/proc/asound",
     "/proc/acpi",
@@ -71,6 +72,8 @@ pub struct Resolved {
     pub devices: Vec<DeviceNode>,
     /// There is one cgroup hierarchy, which can be shown.
     pub unified_cgroup: bool,
+    /// Folders that tell of the processors' heat, which is what others do.
+    pub heat: Vec<PathBuf>,
 }
 
 /// The whole `config.json`.
@@ -242,6 +245,10 @@ fn linux(spec: &ContainerSpec, resolved: &Resolved) -> Value {
                     "fileMode": node.mode, "uid": outside(node.uid), "gid": outside(node.gid) })
         })
         .collect();
+    let masked: Vec<&Path> = match spec.privileged {
+        true => Vec::new(),
+        false => MASKED.iter().map(Path::new).chain(resolved.heat.iter().map(PathBuf::as_path)).collect(),
+    };
     let none: &[&str] = &[];
     let mut linux = json!({
         "cgroupsPath": spec.cgroup,
@@ -249,7 +256,7 @@ fn linux(spec: &ContainerSpec, resolved: &Resolved) -> Value {
         "devices": devices,
         "sysctl": spec.sysctls,
         "rootfsPropagation": "slave",
-        "maskedPaths": if spec.privileged { none } else { MASKED },
+        "maskedPaths": masked,
         "readonlyPaths": if spec.privileged { none } else { READ_ONLY },
     });
     if let Some((_, first)) = &resolved.users {

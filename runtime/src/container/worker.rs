@@ -176,6 +176,7 @@ pub fn start(
         devices: spec.devices.iter().map(device_node).collect::<Result<_, _>>()?,
         identity,
         unified_cgroup: super::cgroup::is_v2(),
+        heat: heat_folders(Path::new("/sys/devices/system/cpu")),
     };
     make_working_folder(&root, spec)?;
     drop(root);
@@ -183,6 +184,17 @@ pub fn start(
         remount_mapped(folders, spec, users, first)?;
     }
     launch_main(folders, spec, &resolved, output, around.barrier)
+}
+
+/// `cpuN/thermal_throttle`: how hot a processor was tells what others compute on it (moby GHSA-6fw5-f8r9-fgfm).
+fn heat_folders(processors: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(processors).into_iter().flatten().flatten();
+    let cpus = entries.filter(|entry| {
+        let name = entry.file_name();
+        let number = name.to_str().and_then(|name| name.strip_prefix("cpu"));
+        number.is_some_and(|number| number.bytes().all(|it| it.is_ascii_digit()) && !number.is_empty())
+    });
+    cpus.map(|entry| entry.path().join("thermal_throttle")).filter(|path| path.exists()).collect()
 }
 
 fn path_of(fd: &OwnedFd) -> PathBuf {
@@ -263,6 +275,7 @@ fn launch_main(
         report: report_write.as_raw_fd(),
         gate: Some(gate.as_raw_fd()),
         filter: filter(folders, &spec.process)?,
+        heard: None,
         borrows_admin: oci::borrows_admin(&spec.process),
         waiting: None,
     };
@@ -337,6 +350,7 @@ pub fn exec(
         report: report_write.as_raw_fd(),
         gate: Some(gate.as_raw_fd()),
         filter: filter(folders, &process)?,
+        heard: None,
         borrows_admin: oci::borrows_admin(&process),
         waiting: None,
     };
@@ -609,4 +623,22 @@ fn receive_terminal(listener: &OwnedFd) -> Result<OwnedFd, Failure> {
     let connection = crate::sys::own(connection);
     let received = crate::shim::receive_descriptor(&connection).map_err(internal("receiving the terminal"))?;
     received.ok_or_else(|| Failure::new(FailureKind::Internal, "no terminal came from the container"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_heat_of_every_processor_that_tells_of_it_is_known() {
+        let folder = tempfile::tempdir().expect("a folder");
+        for path in ["cpu0/thermal_throttle", "cpu12/thermal_throttle", "cpu1", "cpufreq/thermal_throttle", "cpu"]
+        {
+            std::fs::create_dir_all(folder.path().join(path)).expect("made");
+        }
+        let mut found = heat_folders(folder.path());
+        found.sort();
+        assert_eq!(found, ["cpu0", "cpu12"].map(|cpu| folder.path().join(cpu).join("thermal_throttle")));
+        assert!(heat_folders(Path::new("/none")).is_empty());
+    }
 }

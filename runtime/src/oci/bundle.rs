@@ -4,6 +4,7 @@ use super::error::OciError;
 use super::fields::{self, Found};
 use crate::container::launcher;
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
+use serde::Deserialize;
 use serde_json::Value;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -81,7 +82,7 @@ pub fn parse(text: &[u8]) -> Result<(Value, Spec), Unfit> {
     if text.len() as u64 > MAX_CONFIG {
         return Err(Unfit::Unreadable(format!("larger than {MAX_CONFIG} bytes")));
     }
-    let config: Value = serde_json::from_slice(text)
+    let mut config: Value = serde_json::from_slice(text)
         .map_err(|error| Unfit::Unreadable(crate::untrusted::one_line(&error.to_string())))?;
     for found in fields::check(&config) {
         match found {
@@ -91,8 +92,14 @@ pub fn parse(text: &[u8]) -> Result<(Value, Spec), Unfit> {
             }
         }
     }
-    let spec: Spec = serde_json::from_slice(text)
+    // Our own reader has it later (`crate::seccomp`): hundreds of names are not to be read twice.
+    let section = config.get_mut("linux").and_then(Value::as_object_mut);
+    let filter = section.and_then(|linux| linux.remove_entry("seccomp"));
+    let spec = Spec::deserialize(&config)
         .map_err(|error| Unfit::Unreadable(crate::untrusted::one_line(&error.to_string())))?;
+    if let (Some(linux), Some((name, filter))) = (config.get_mut("linux").and_then(Value::as_object_mut), filter) {
+        linux.insert(name, filter);
+    }
     check(&spec)?;
     Ok((config, spec))
 }

@@ -6,6 +6,7 @@
 use super::bundle::Bundle;
 use super::error::{OciError, errno, io};
 use super::hooks::{self, Moment};
+use super::listener::HEARD;
 use super::process::{self, Prepared, Waits};
 use super::resources;
 use super::state::{Home, State, begin_of};
@@ -18,7 +19,7 @@ use crate::container::launcher;
 use crate::container::libcontainer::{self, Io, Launch, Making};
 use crate::container::rootfs::{self, Root};
 use crate::shim::{Failure, FailureKind, chain};
-use crate::sys;
+use crate::sys::{self, SharedByte};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::Mode;
@@ -86,6 +87,12 @@ pub fn create(order: &Create<'_>) -> Result<State, OciError> {
         pid: 0,
         begun: 0,
         started: false,
+        filtered: process.filter.is_some(),
+        listener: process.listener.clone(),
+        hooks: match &bundle.config["hooks"] {
+            Value::Null => Value::Null,
+            hooks => json!({ "hooks": hooks }),
+        },
     };
     let made = make(order, &home, bundle, &state, &process, wanted, devices);
     made.inspect_err(|_| {
@@ -106,6 +113,9 @@ fn make(
 ) -> Result<State, OciError> {
     home.write_file("config.json", bundle.config.to_string().as_bytes())?;
     home.write(state)?;
+    if process.listener.is_some() {
+        home.write_file(HEARD, &[0])?;
+    }
     for name in [START, REPORT] {
         nix::unistd::mkfifo(&home.folder.join(name), Mode::from_bits_truncate(0o600)).map_err(errno(name))?;
     }
@@ -188,7 +198,7 @@ fn launch(
     make_working_folder(&root, bundle)?;
     let mut spec = bundle.spec.clone();
     spec.set_process(Some(process.typed()?));
-    let launch = launch_of(order, bundle, state, process, (start.as_raw_fd(), report.as_raw_fd()));
+    let launch = launch_of(order, home, bundle, state, process, (start.as_raw_fd(), report.as_raw_fd()))?;
     let mounts = spec.mounts().iter().flatten();
     let shown = mounts.into_iter().any(|it| matches!(it.typ().as_deref(), Some("cgroup" | "cgroup2")));
     let document = |pid: i32, moment: Moment| State { pid, ..state.clone() }.document(moment.status());
@@ -223,13 +233,28 @@ fn launch(
 
 fn launch_of(
     order: &Create<'_>,
+    home: &Home,
     bundle: &Bundle,
     state: &State,
     process: &Prepared,
     (start, report): (i32, i32),
-) -> Launch {
-    let at = Waits { report, gate: None, start: Some(start) };
-    process.launch(order.preserve_fds, &at, hooks_inside(&bundle.config), state.document(super::Status::Created))
+) -> Result<Launch, Failure> {
+    let heard = match process.listener {
+        None => None,
+        Some(_) => {
+            let path = home.folder.join(HEARD);
+            let file = std::fs::File::options().read(true).write(true).open(&path);
+            let file = file.map_err(|error| failed("opening", &path, &error))?;
+            Some(SharedByte::of(&file).map_err(|errno| failed("mapping", &path, &errno.into()))?)
+        }
+    };
+    let at = Waits { report, gate: None, start: Some(start), heard };
+    Ok(process.launch(
+        order.preserve_fds,
+        &at,
+        hooks_inside(&bundle.config),
+        state.document(super::Status::Created),
+    ))
 }
 
 /// All other shapes, through libcontainer.
@@ -268,7 +293,7 @@ fn worker(
     if own_mounts {
         entry::hide().map_err(|error| failed("hiding", Path::new("/sys/fs/cgroup"), &error))?;
     }
-    let launch = launch_of(order, bundle, state, process, (start.as_raw_fd(), report.as_raw_fd()));
+    let launch = launch_of(order, home, bundle, state, process, (start.as_raw_fd(), report.as_raw_fd()))?;
     let making = Making {
         id: order.id,
         root: &home.folder.join("runtime"),

@@ -3,6 +3,7 @@
 use super::create::{REPORT, START};
 use super::error::{OciError, errno, io};
 use super::hooks::{self, Moment};
+use super::listener::HEARD;
 use super::resources;
 use super::state::{Home, State, Status};
 use crate::container::cgroup::{self, entry};
@@ -58,13 +59,19 @@ pub fn start(root: &Path, id: &str) -> Result<(), OciError> {
     let start: OwnedFd = open(START, OFlag::O_WRONLY | OFlag::O_NONBLOCK)?;
     nix::unistd::write(&start, &[0]).map_err(errno("letting the program run"))?;
     drop(start);
-    let config = home.config()?;
+    if let Some(listener) = &state.listener {
+        let path = home.folder.join(HEARD);
+        let mut heard = std::fs::File::options().write(true).open(&path).map_err(io("opening", &path))?;
+        let document = state.document(Status::Created);
+        let handed = listener.hand_over(state.pid, &mut heard, &report, &document);
+        handed.inspect_err(|_| worker::end(state.pid))?;
+    }
     worker::wait_until_running(&report)?;
-    if config["linux"].get("seccomp").is_some_and(|it| !it.is_null()) {
+    if state.filtered {
         worker::must_be_filtered(state.pid)?;
     }
     home.write(&State { started: true, ..state.clone() })?;
-    hooks::run_all(&config, Moment::Poststart, &state.document(Status::Running));
+    hooks::run_all(&state.hooks, Moment::Poststart, &state.document(Status::Running));
     Ok(())
 }
 
@@ -126,10 +133,9 @@ pub fn delete(root: &Path, id: &str, force: bool) -> Result<(), OciError> {
         _ if force => end(&state)?,
         status => return Err(wrong("delete", &state, status)),
     }
-    let config = home.config().unwrap_or_default();
     entry::remove(&state.cgroup)?;
     home.remove()?;
-    hooks::run_all(&config, Moment::Poststop, &state.document(Status::Stopped));
+    hooks::run_all(&state.hooks, Moment::Poststop, &state.document(Status::Stopped));
     Ok(())
 }
 

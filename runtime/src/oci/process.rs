@@ -2,10 +2,12 @@
 //! launcher does itself.
 
 use super::error::{OciError, io};
+use super::listener::Listener;
 use crate::container::filters::Filters;
 use crate::container::libcontainer::{Launch, Waiting};
 use crate::container::worker;
 use crate::seccomp::Filter;
+use crate::sys::SharedByte;
 use oci_spec::runtime::Process;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -21,6 +23,8 @@ pub(super) struct Prepared {
     pub env: Vec<(String, String)>,
     /// The system call filter.
     pub filter: Option<Filter>,
+    /// Who answers for calls that the filter leaves to them.
+    pub listener: Option<Listener>,
     /// `CAP_SYS_ADMIN` is there for the filter alone.
     pub borrows_admin: bool,
     /// -1000 to 1000; `None`: the caller's.
@@ -47,6 +51,7 @@ impl Prepared {
             report: at.report,
             gate: at.gate,
             filter: self.filter.clone(),
+            heard: at.heard,
             borrows_admin: self.borrows_admin,
             waiting: Some(Waiting {
                 start: at.start,
@@ -65,6 +70,8 @@ pub(super) struct Waits {
     pub report: RawFd,
     pub gate: Option<RawFd>,
     pub start: Option<RawFd>,
+    /// As in [`Launch`].
+    pub heard: Option<SharedByte>,
 }
 
 /// A process as the specification has it.
@@ -95,16 +102,17 @@ pub(super) fn prepare(
     keep_available(&mut document);
     let bounding: Vec<String> = names(&document["capabilities"]["bounding"]);
     let effective: Vec<String> = names(&document["capabilities"]["effective"]);
+    let listener = Listener::of(seccomp)?;
     let filter = match seccomp.filter(|it| !it.is_null()) {
         Some(profile) => {
             let mut profile = profile.clone();
             if let Some(profile) = profile.as_object_mut() {
-                // Empty, or refused when it was read.
+                // For who answers, not for the filter.
                 profile.remove("listenerPath");
                 profile.remove("listenerMetadata");
             }
             let capabilities: Vec<&str> = bounding.iter().map(String::as_str).collect();
-            let program = filters.of_document(&profile, &capabilities);
+            let program = filters.of_document(&profile, &capabilities, listener.is_some());
             Some(program.map_err(|reason| refused("linux.seccomp", reason))?)
         }
         None => None,
@@ -147,6 +155,7 @@ pub(super) fn prepare(
     };
     Ok(Prepared {
         env: environment(&document),
+        listener: listener.filter(|_| filter.as_ref().is_some_and(|filter| filter.notify)),
         filter,
         borrows_admin,
         oom_score_adj,

@@ -9,6 +9,7 @@
 //! ```
 
 use super::error::{MAX_ID, OciError, io};
+use super::listener::Listener;
 use crate::container::cgroup;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
@@ -47,6 +48,15 @@ pub struct State {
     pub begun: u64,
     /// The program was let run.
     pub started: bool,
+    /// It has a system call filter.
+    #[serde(default)]
+    pub filtered: bool,
+    /// Who answers for calls that the filter leaves to them.
+    #[serde(default)]
+    pub listener: Option<Listener>,
+    /// The configuration's hooks, as `{"hooks": …}`, when it has some: the rest of it is read for commands alone.
+    #[serde(default)]
+    pub hooks: Value,
 }
 
 /// What a container is (runtime.md, State), and paused as runc has it.
@@ -273,6 +283,9 @@ mod tests {
             pid: own,
             begun,
             started: true,
+            filtered: false,
+            listener: None,
+            hooks: Value::Null,
         };
         assert_eq!(state.status(), Status::Running);
         assert_eq!(State { begun: begun + 1, ..state.clone() }.status(), Status::Stopped);

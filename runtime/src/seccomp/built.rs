@@ -21,7 +21,7 @@ include!(concat!(env!("OUT_DIR"), "/default_filters.rs"));
 pub fn default_filter(capabilities: &[&str]) -> Result<Filter, CompileError> {
     let wanted = that_matter(capabilities);
     match BUILT.iter().find(|built| built.capabilities == wanted) {
-        Some(built) => Ok(Filter { program: built.program.into(), log: false }),
+        Some(built) => Ok(Filter { program: built.program.into(), log: false, notify: false }),
         None => Filter::of(&profile(capabilities), Arch::of_this_machine()),
     }
 }

@@ -18,6 +18,8 @@ pub struct Reader<'a> {
     pub kernel: (u32, u32),
     /// Processors whose programs this machine runs, its own first.
     pub arches: &'a [Arch],
+    /// There is somebody who answers for calls that are left to them.
+    pub notify: bool,
 }
 
 #[derive(Deserialize)]
@@ -115,6 +117,10 @@ impl Reader<'_> {
         }
         let default = action(&file.default_action, file.default_errno_ret)
             .map_err(|reason| format!("defaultAction: {reason}"))?;
+        if default == Action::Notify {
+            // The program's own start would wait for the answer, and every exit.
+            return Err("defaultAction: SCMP_ACT_NOTIFY is for calls that are named".to_owned());
+        }
         let mut rules = Vec::new();
         for (number, entry) in file.syscalls.iter().enumerate() {
             let rule = self.rule(entry).map_err(|reason| format!("syscalls[{number}].{reason}"))?;
@@ -142,6 +148,12 @@ impl Reader<'_> {
 
     fn rule(&self, entry: &Entry) -> Result<Option<Rule>, String> {
         let action = action(&entry.action, entry.errno_ret).map_err(|reason| format!("action: {reason}"))?;
+        if action == Action::Notify && !self.notify {
+            let action = &entry.action;
+            return Err(format!(
+                "action: {action} needs a process that answers (listenerPath): use SCMP_ACT_ERRNO"
+            ));
+        }
         let mut arguments = Vec::new();
         for (number, condition) in entry.args.iter().flatten().enumerate() {
             let compare = compare(condition).map_err(|reason| format!("args[{number}].{reason}"))?;
@@ -209,9 +221,8 @@ fn action(name: &str, errno: Option<u16>) -> Result<Action, String> {
         "SCMP_ACT_KILL_PROCESS" => Action::KillProcess,
         "SCMP_ACT_TRAP" => Action::Trap,
         "SCMP_ACT_LOG" => Action::Log,
-        "SCMP_ACT_TRACE" | "SCMP_ACT_NOTIFY" => {
-            return Err(format!("{name} needs a process that answers, which is not there: use SCMP_ACT_ERRNO"));
-        }
+        "SCMP_ACT_TRACE" => Action::Trace(errno.unwrap_or(libc::EPERM as u16)),
+        "SCMP_ACT_NOTIFY" => Action::Notify,
         _ => return Err(format!("{name:?} is not known: SCMP_ACT_ALLOW, SCMP_ACT_ERRNO, …")),
     })
 }

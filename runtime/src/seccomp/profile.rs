@@ -60,6 +60,10 @@ pub enum Action {
     Trap,
     /// The call, and a line in the log.
     Log,
+    /// Leaves the answer to a tracer, which is told this number (`PTRACE_GETEVENTMSG`); without one the answer is ENOSYS.
+    Trace(u16),
+    /// Leaves the answer to who has the filter's descriptor (seccomp_unotify(2)).
+    Notify,
 }
 
 impl Action {
@@ -72,6 +76,8 @@ impl Action {
             Self::KillThread => 0,
             Self::Trap => 0x0003_0000,
             Self::Log => 0x7ffc_0000,
+            Self::Trace(number) => 0x7ff0_0000 | u32::from(number),
+            Self::Notify => 0x7fc0_0000,
         }
     }
 }

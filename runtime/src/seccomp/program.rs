@@ -60,6 +60,8 @@ pub struct Filter {
     pub program: Cow<'static, [Instruction]>,
     /// As in [`Profile`].
     pub log: bool,
+    /// Somebody answers for some calls: loading it gives a descriptor for that (`SECCOMP_FILTER_FLAG_NEW_LISTENER`).
+    pub notify: bool,
 }
 
 impl Filter {
@@ -68,7 +70,8 @@ impl Filter {
     /// # Errors
     /// When the kernel would not take it.
     pub fn of(profile: &Profile, arches: &[Arch]) -> Result<Self, CompileError> {
-        Ok(Self { program: compile(profile, arches)?.into(), log: profile.log })
+        let notify = profile.rules.iter().any(|rule| rule.action == Action::Notify);
+        Ok(Self { program: compile(profile, arches)?.into(), log: profile.log, notify })
     }
 }
 

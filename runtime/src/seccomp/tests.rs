@@ -203,7 +203,9 @@ import json, os, sys, tempfile
 import seccomp as s
 arches = {"X86_64": s.Arch.X86_64, "X86": s.Arch.X86, "Aarch64": s.Arch.AARCH64, "Arm": s.Arch.ARM}
 def action(it):
-    return {"allow": s.ALLOW, "log": s.LOG, "kill": s.KILL_PROCESS}.get(it) or s.ERRNO(int(it))
+    known = {"allow": s.ALLOW, "log": s.LOG, "kill": s.KILL_PROCESS, "thread": s.KILL, "trap": s.TRAP}
+    known |= {"trace": s.TRACE(7), "notify": s.NOTIFY}
+    return known[it] if it in known else s.ERRNO(int(it))
 for line in sys.stdin:
     it = json.loads(line)
     arch = arches[it["arch"]]
@@ -303,6 +305,10 @@ fn verdicts_are_those_of_libseccomp() {
             ("1", Action::Errno(1)),
             ("log", Action::Log),
             ("kill", Action::KillProcess),
+            ("thread", Action::KillThread),
+            ("trap", Action::Trap),
+            ("trace", Action::Trace(7)),
+            ("notify", Action::Notify),
         ];
         let (mut theirs, mut rules) = (Vec::new(), Vec::new());
         for name in names {
@@ -479,7 +485,7 @@ fn what_differs_from_the_profile_of_podman_has_a_reason() {
 }
 
 fn read(text: &str, capabilities: &[&str], kernel: (u32, u32)) -> Result<(Profile, Vec<Arch>), String> {
-    json::Reader { capabilities, kernel, arches: &[Arch::X86_64, Arch::X86] }.read(text)
+    json::Reader { capabilities, kernel, arches: &[Arch::X86_64, Arch::X86], notify: false }.read(text)
 }
 
 #[test]
@@ -584,7 +590,7 @@ proptest! {
 
 #[test]
 fn a_profile_says_whether_its_answers_are_written_down() {
-    let reader = Reader { capabilities: &[], kernel: (6, 0), arches: &[Arch::X86_64] };
+    let reader = Reader { capabilities: &[], kernel: (6, 0), arches: &[Arch::X86_64], notify: false };
     let log = |flags: &str| {
         let text = format!(r#"{{"defaultAction": "SCMP_ACT_ALLOW", "flags": {flags}}}"#);
         let (profile, arches) = reader.read(&text).expect("a profile");

@@ -127,8 +127,12 @@ impl Floor {
         let bytes: Vec<u8> = words.flat_map(u64::to_ne_bytes).collect();
         std::fs::write(ground.folder("devices"), bytes)?;
         let capabilities = ["AUDIT_WRITE", "KILL", "NET_BIND_SERVICE"];
-        let reader =
-            seccomp::Reader { capabilities: &capabilities, kernel: (6, 0), arches: Arch::of_this_machine() };
+        let reader = seccomp::Reader {
+            capabilities: &capabilities,
+            kernel: (6, 0),
+            arches: Arch::of_this_machine(),
+            notify: false,
+        };
         let (profile, arches) =
             reader.read_value(&ground.bundle.config["linux"]["seccomp"]).map_err(anyhow::Error::msg)?;
         let filter = seccomp::compile(&profile, &arches)?;
