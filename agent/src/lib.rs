@@ -24,6 +24,7 @@ pub mod oci;
 pub mod paths;
 pub mod plan;
 pub mod restart;
+pub mod settings;
 pub mod status;
 pub mod target;
 mod translate;

@@ -27,6 +27,10 @@ impl Paths {
     pub fn target(&self) -> PathBuf {
         self.data.join("target.json")
     }
+    /// What the device's owner decides for it.
+    pub fn settings(&self) -> PathBuf {
+        self.data.join("settings.json")
+    }
     /// Folder of a container's writable layer and identity.
     pub fn container(&self, id: &str) -> PathBuf {
         self.data.join("containers").join(id)

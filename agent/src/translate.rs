@@ -7,8 +7,8 @@ use crate::target::Wanted;
 use crate::wanted::arguments;
 use coracle_compose::{FileGrant, FileObject, MountSource, NetworkMode, Service};
 use coracle_runtime::container::{
-    ContainerSpec, CpuLimits, DEFAULT_CAPABILITIES, DeviceSpec, HostFile, Limits, MountSpec, NetworkNamespace,
-    ProcessSpec, Rlimit, Seccomp, SharedNamespace, SourceSpec,
+    ContainerSpec, CpuLimits, DEFAULT_CAPABILITIES, DeviceSpec, HostFile, Limits, Loss, MountSpec,
+    NetworkNamespace, ProcessSpec, Rlimit, Seccomp, SharedNamespace, SourceSpec,
 };
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -43,6 +43,8 @@ pub struct Parts<'a> {
     pub containers: BTreeMap<&'a str, &'a str>,
     /// The host's own name and resolv.conf, for services on its network.
     pub host_resolv: &'a str,
+    /// What it does without where the kernel lacks it.
+    pub accepted_losses: Vec<Loss>,
 }
 
 /// A file that is written for a container before it starts.
@@ -130,6 +132,7 @@ pub fn container(paths: &Paths, parts: &Parts<'_>) -> Result<Made, String> {
         host_cgroup_namespace: service.cgroup.as_deref() == Some("host"),
         init: service.init.unwrap_or(false),
         annotations: service.annotations.clone(),
+        accepted_losses: parts.accepted_losses.clone(),
     };
     Ok(Made { spec, files: made, folders })
 }

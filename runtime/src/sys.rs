@@ -360,6 +360,14 @@ pub fn load_filter(wanted: &Filter) -> Result<Option<OwnedFd>, Errno> {
     Ok(wanted.notify.then(|| own(number as RawFd)))
 }
 
+/// Whether the kernel has system call filters: it then looks for the program, which is nowhere (seccomp(2)).
+pub fn has_filters() -> bool {
+    let nowhere: *const libc::sock_fprog = std::ptr::null();
+    // SAFETY: the kernel reads a program from nowhere, which fails and changes nothing.
+    let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, nowhere) };
+    Errno::result(result) == Err(Errno::EFAULT)
+}
+
 // ---- bpf(2): what cgroups of v2 need for their device programs ----
 
 const BPF_PROG_LOAD: libc::c_int = 5;

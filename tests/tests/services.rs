@@ -4,6 +4,7 @@ use anyhow::{Context, ensure};
 use coracle_tests::board::{Board, coracle, wait_for};
 use coracle_tests::image::{Entry, Image};
 use coracle_tests::needs;
+use nix::mount::{MntFlags, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::{Winsize, openpty};
 use nix::sys::signal::{Signal, kill};
@@ -13,7 +14,8 @@ use serde_json::json;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::process::Command;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 /// Brings a project up whose services are one line each; `APP` is the image.
 fn up(board: &Board, services: &str) -> anyhow::Result<()> {
@@ -454,6 +456,63 @@ secrets: {k: {file: ./k}}
         "0:0\n1000:27\n 0 0 4294967295\n"
     );
     Ok(())
+}
+
+/// Loads a filter by which the kernel knows no filters, and becomes the program.
+const WITHOUT_FILTERS: &str = r#"
+import os, sys, seccomp
+f = seccomp.SyscallFilter(seccomp.ALLOW)
+f.add_rule(seccomp.ERRNO(38), "seccomp")
+f.load()
+os.execv(sys.argv[1], sys.argv[1:])
+"#;
+
+#[test]
+fn what_the_kernel_lacks_is_refused_by_name_until_the_device_accepts_that_loss() -> anyhow::Result<()> {
+    needs_all!();
+    const PYTHON: &str = "/usr/bin/python3";
+    let bindings = Command::new(PYTHON).args(["-c", "import seccomp"]).stderr(Stdio::null()).status();
+    if !bindings.is_ok_and(|status| status.success()) {
+        println!("skipped: python3-seccomp is not installed");
+        return Ok(());
+    }
+    if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        println!("skipped: controllers of cgroup v2 cannot be taken away from one test");
+        return Ok(());
+    }
+    let board = Board::with_app()?;
+    // Seen by this test alone.
+    for controller in ["devices", "pids"] {
+        umount2(&Path::new("/sys/fs/cgroup").join(controller), MntFlags::MNT_DETACH)?;
+    }
+    let mut agent = Command::new(PYTHON);
+    agent.args(["-c", WITHOUT_FILTERS]).arg(coracle()).args(["agent", "--data"]).arg(board.data());
+    agent.arg("--run").arg(board.run_folder()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    agent.spawn()?;
+    wait_for("the agent", || Ok(board.output(&["status"])?.status.success()))?;
+    board.compose(&project("  s: {APP, command: \"sh -c 'grep Seccomp: /proc/self/status; sleep 1000'\"}\n"))?;
+    let accept = |losses: &[&str]| {
+        let text = json!({ "accepted_losses": losses }).to_string();
+        std::fs::write(board.data().join("settings.json"), text)
+    };
+    for (accepted, missing) in [(&[][..], "seccomp"), (&["seccomp"], "devices"), (&["devices", "seccomp"], "pids")]
+    {
+        accept(accepted)?;
+        let (_, said) = board.refused(&["up", "-d"]).with_context(|| format!("{} {}", board.log("shim.log"), board.log("agent.log")))?;
+        let way_out = format!("to run services without it, write {missing:?} into accepted_losses");
+        ensure!(said.contains(&way_out), "{missing}: {said}");
+        ensure!(board.service("s")?["pid"].is_null(), "not even for a moment");
+        board.coracle(&["down"])?;
+    }
+    accept(&["pids", "devices", "seccomp"])?;
+    board.coracle(&["up", "-d"])?;
+    wait_for("its word", || Ok(board.coracle(&["logs", "s"])?.contains("Seccomp:")))?;
+    let shim = board.log("shim.log");
+    for loss in ["seccomp", "devices", "pids"] {
+        ensure!(shim.contains(&format!("loss=\"{loss}\"")), "{loss} is said: {shim}");
+    }
+    // A command of it too.
+    board.coracle(&["exec", "-T", "s", "true"]).map(drop)
 }
 
 // F2

@@ -7,6 +7,7 @@ use crate::current::{Current, Identity, LiveNetwork};
 use crate::execute::{self, Context, Gate, Link, StartJob, StepError, blocking};
 use crate::logfile::Bounds;
 use crate::plan::{Action, Plan, Step, bridge, first_network};
+use crate::settings::Settings;
 use crate::target::Registries;
 use crate::translate::{self, Parts};
 use crate::wanted;
@@ -232,6 +233,14 @@ impl Engine {
         self.save_record(id);
     }
 
+    /// A broken file gives nothing up, and keeps no service from starting that needs nothing of it.
+    fn settings(&self) -> Settings {
+        Settings::read(&self.context.paths).unwrap_or_else(|reason| {
+            tracing::warn!(%reason, "the device's settings do not count");
+            Settings::default()
+        })
+    }
+
     fn start_job(
         &self,
         id: &str,
@@ -282,6 +291,7 @@ impl Engine {
             networks,
             containers,
             host_resolv: &host_resolv,
+            accepted_losses: self.settings().accepted_losses,
         };
         let made = translate::container(&self.context.paths, &parts)?;
         Ok(StartJob { made, identity, links, barrier: None })

@@ -15,6 +15,7 @@ pub(crate) mod filters;
 mod init;
 pub(crate) mod launcher;
 pub(crate) mod libcontainer;
+mod loss;
 mod oci;
 mod program;
 pub(crate) mod rootfs;
@@ -25,6 +26,7 @@ pub(crate) mod worker;
 
 pub use accounts::{AccountError, Accounts, Identity};
 pub(crate) use libcontainer::Stdio;
+pub use loss::Loss;
 pub use spec::{
     ContainerSpec, CpuLimits, DeviceSpec, ExecSpec, HostFile, Limits, MountSpec, NetworkNamespace, ProcessSpec,
     Rlimit, SPEC_FILE, Seccomp, SharedNamespace, SourceSpec,

@@ -3,6 +3,7 @@
 //! Paths on the host are the agent's; paths in the container and names of users come from images and compose files
 //! and are resolved by the worker.
 
+use super::loss::Loss;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -66,6 +67,9 @@ pub struct ContainerSpec {
     pub init: bool,
     /// Annotations.
     pub annotations: BTreeMap<String, String>,
+    /// What it does without where the kernel lacks it.
+    #[serde(default)]
+    pub accepted_losses: Vec<Loss>,
 }
 
 /// A process in a container.

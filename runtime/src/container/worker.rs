@@ -9,6 +9,7 @@ use super::cgroup::tasks;
 use super::filters::Filters;
 use super::launcher;
 use super::libcontainer::{Io, Launch, Stdio};
+use super::loss::Loss;
 use super::oci::{self, DeviceNode, Resolved};
 use super::program::NotRunnable;
 use super::rootfs::{self, Kind, Root, RootError};
@@ -20,6 +21,7 @@ use super::users::{self, Mappings};
 use super::volume;
 use crate::seccomp::Filter;
 use crate::shim::{Failure, FailureKind};
+use crate::sys;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
@@ -102,7 +104,8 @@ impl From<CgroupError> for Failure {
             | CgroupError::TooManyRules { .. } => FailureKind::Refused,
             CgroupError::InUse { .. } | CgroupError::System { .. } | CgroupError::None => FailureKind::Internal,
         };
-        Self::new(kind, error.to_string())
+        let way_out = Loss::of_error(&error).map(Loss::way_out).unwrap_or_default();
+        Self::new(kind, format!("{error}{way_out}"))
     }
 }
 
@@ -154,6 +157,7 @@ pub fn start(
 ) -> Result<Made, Failure> {
     let mut possible = spec.clone();
     keep_available(&mut possible.process);
+    bear_no_filters(&mut possible.process, &spec.accepted_losses)?;
     let spec = &possible;
     private_mounts()?;
     rootfs::mount_overlay(&spec.lower, &spec.upper, &spec.work, &folders.root)?;
@@ -244,6 +248,7 @@ fn make_cgroups(spec: &ContainerSpec, nodes: &[DeviceNode]) -> Result<entry::Mad
         devices: if spec.privileged { Devices::All } else { Devices::Only(allowed) },
         parent_forbids: !spec.privileged,
         present: Present::Ours,
+        accepted: &spec.accepted_losses,
     })?)
 }
 
@@ -329,6 +334,7 @@ pub fn exec(
         process.no_new_privileges = false;
     }
     keep_available(&mut process);
+    bear_no_filters(&mut process, &spec.accepted_losses)?;
     let root = Root::open(Path::new(&format!("/proc/{main_pid}/root")))?;
     if exec.cwd.is_some() {
         rootfs::refuse_below_proc(Path::new(&process.cwd))?;
@@ -531,6 +537,21 @@ fn keep_available(process: &mut ProcessSpec) {
             has
         });
     }
+}
+
+/// On a kernel without system call filters a process has none when the device accepts that, and else does not run.
+fn bear_no_filters(process: &mut ProcessSpec, accepted: &[Loss]) -> Result<(), Failure> {
+    if process.seccomp == Seccomp::Unconfined || sys::has_filters() {
+        return Ok(());
+    }
+    if accepted.contains(&Loss::Seccomp) {
+        tracing::warn!(loss = Loss::Seccomp.name(), "runs without, as the device's settings accept");
+        process.seccomp = Seccomp::Unconfined;
+        return Ok(());
+    }
+    let reason =
+        "security_opt: this kernel has no system call filters (CONFIG_SECCOMP_FILTER), so it does not start";
+    Err(refused(format!("{reason}{}", Loss::Seccomp.way_out())))
 }
 
 /// Ends a process that was made for nothing: what waits at a gate goes on when the gate is gone.

@@ -126,6 +126,7 @@ fn make(
         devices,
         parent_forbids: false,
         present: Present::Foreign,
+        accepted: &[],
     });
     if let Err(error @ CgroupError::InUse { .. }) = cgroups {
         // Somebody else's, who is not to be killed with it.

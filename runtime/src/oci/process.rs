@@ -104,6 +104,10 @@ pub(super) fn prepare(
     let effective: Vec<String> = names(&document["capabilities"]["effective"]);
     let listener = Listener::of(seccomp)?;
     let filter = match seccomp.filter(|it| !it.is_null()) {
+        Some(_) if !crate::sys::has_filters() => {
+            let reason = "this kernel has no system call filters (CONFIG_SECCOMP_FILTER)";
+            return Err(refused("linux.seccomp", reason.to_owned()));
+        }
         Some(profile) => {
             let mut profile = profile.clone();
             if let Some(profile) = profile.as_object_mut() {

@@ -6,6 +6,7 @@ use super::hierarchy::Hierarchies;
 use super::limits::{self, Setting};
 use super::place::Place;
 use super::{KILL_PAUSE, KILL_ROUNDS, processes};
+use crate::container::loss::Loss;
 use crate::container::spec::Limits;
 use crate::sys;
 use nix::errno::Errno;
@@ -55,7 +56,7 @@ pub enum CgroupError {
     },
     /// The kernel does not restrict devices.
     #[error(
-        "devices: the kernel cannot keep the service from the other devices (cgroup v2 needs CONFIG_CGROUP_BPF), so it does not start: {source}"
+        "devices: the kernel cannot keep the service from the other devices (CONFIG_CGROUP_BPF, or for cgroup v1 CONFIG_CGROUP_DEVICE), so it does not start: {source}"
     )]
     Devices {
         /// What the kernel said.
@@ -155,6 +156,33 @@ pub struct Order<'a> {
     pub parent_forbids: bool,
     /// What may be there already.
     pub present: Present,
+    /// What the kernel may lack.
+    pub accepted: &'a [Loss],
+}
+
+impl Order<'_> {
+    /// A lack that the device accepts is said, and passed over.
+    fn bear(&self, result: Result<(), CgroupError>) -> Result<(), CgroupError> {
+        let error = match result {
+            Err(error) => error,
+            done => return done,
+        };
+        match Loss::of_error(&error).filter(|loss| self.accepted.contains(loss)) {
+            Some(loss) => {
+                tracing::warn!(cgroup = self.cgroup, loss = loss.name(), %error, "runs without, as the device's settings accept");
+                Ok(())
+            }
+            None => Err(error),
+        }
+    }
+
+    /// The limit on tasks, open, where there is one.
+    fn tasks(&self, folder: Option<&Path>) -> Result<Option<(File, Setting)>, CgroupError> {
+        match tasks_file(self.tasks.as_ref(), folder) {
+            Err(error) => self.bear(Err(error)).map(|()| None),
+            tasks => tasks,
+        }
+    }
 }
 
 /// What becomes settings on the hierarchies that are mounted.
@@ -203,15 +231,15 @@ pub fn make(order: &Order<'_>) -> Result<Made, CgroupError> {
         let settings = order.settings.v2()?;
         let folder = make_unified(root, relative, &settings)?;
         for setting in &settings {
-            set(&folder, setting)?;
+            order.bear(set(&folder, setting))?;
         }
         if let (true, Some(parent)) = (order.parent_forbids, folder.parent()) {
-            restrict(parent, &device_program::forbid(&FORBIDDEN), Once::Ever)?;
+            order.bear(restrict(parent, &device_program::forbid(&FORBIDDEN), Once::Ever))?;
         }
         if let Some(program) = program_for(&order.devices)? {
-            restrict(&folder, &program, Once::Each)?;
+            order.bear(restrict(&folder, &program, Once::Each))?;
         }
-        let tasks = tasks_file(order.tasks.as_ref(), Some(&folder))?;
+        let tasks = order.tasks(Some(&folder))?;
         return Ok(Made { place: Place::open(Some(&folder), &[])?, tasks });
     }
     if hierarchies.v1().next().is_none() {
@@ -222,16 +250,14 @@ pub fn make(order: &Order<'_>) -> Result<Made, CgroupError> {
     }
     let folder = |controller: &str| hierarchies.of_controller(controller).map(|root| root.join(relative));
     for setting in order.settings.v1()? {
-        let folder = folder(&setting.controller).ok_or_else(|| missing(&setting))?;
-        set(&folder, &setting)?;
+        let folder = folder(&setting.controller).ok_or_else(|| missing(&setting));
+        order.bear(folder.and_then(|folder| set(&folder, &setting)))?;
     }
-    if let Some(folder) = folder("devices") {
-        // The parent forbids nothing here: v1 would then refuse a rule with `*` that is about more than what is
-        // forbidden. Memory and ports still need CAP_SYS_RAWIO.
-        write_device_rules(&folder, &order.devices)?;
-    }
+    // The parent forbids nothing here: v1 would then refuse a rule with `*` that is about more than what is forbidden.
+    // Memory and ports still need CAP_SYS_RAWIO.
+    order.bear(restrict_v1(folder("devices").as_deref(), &order.devices))?;
     let folders: Vec<PathBuf> = hierarchies.v1().map(|it| it.mount.join(relative)).collect();
-    let tasks = tasks_file(order.tasks.as_ref(), folder("pids").as_deref())?;
+    let tasks = order.tasks(folder("pids").as_deref())?;
     Ok(Made { place: Place::open(None, &folders)?, tasks })
 }
 
@@ -241,6 +267,27 @@ fn program_for(devices: &Devices) -> Result<Option<Vec<Instruction>>, CgroupErro
         Devices::Only(rules) => Some(device_program::allow(checked(rules)?)),
         Devices::AllBut(rules) => Some(device_program::forbid(checked(rules)?)),
     })
+}
+
+/// On v1 there is a controller for devices, and a file that says what it keeps to.
+fn restrict_v1(folder: Option<&Path>, devices: &Devices) -> Result<(), CgroupError> {
+    let failed = |what: &str| CgroupError::Devices { source: io::Error::other(what.to_owned()) };
+    match (folder, devices) {
+        (_, Devices::All) => Ok(()),
+        (None, _) => Err(failed("no devices controller is mounted")),
+        (Some(folder), _) => {
+            write_device_rules(folder, devices)?;
+            let list = folder.join("devices.list");
+            let said = std::fs::read_to_string(&list).map_err(system(&list))?;
+            match devices {
+                // All is allowed again where the kernel keeps no rules at all.
+                Devices::Only(_) if said.lines().any(|line| line == "a *:* rwm") => {
+                    Err(failed("the rules are not in force"))
+                }
+                _ => Ok(()),
+            }
+        }
+    }
 }
 
 fn write_device_rules(folder: &Path, devices: &Devices) -> Result<(), CgroupError> {
@@ -288,9 +335,9 @@ pub fn change(
     for setting in settings.v1()?.iter().chain(tasks) {
         set(&folder(&setting.controller).ok_or_else(|| missing(setting))?, setting)?;
     }
-    match (folder("devices"), devices) {
-        (Some(folder), Some(devices)) => write_device_rules(&folder, devices),
-        _ => Ok(()),
+    match devices {
+        Some(devices) => restrict_v1(folder("devices").as_deref(), devices),
+        None => Ok(()),
     }
 }
 

@@ -99,8 +99,7 @@ const DEFAULT_TASKS: i64 = 1024;
 
 /// The limit on tasks, which is the same file on both, and is set last: what makes the container needs tasks too.
 pub fn tasks(limits: &Limits) -> Setting {
-    let wanted = setting("pids", "pids.max", or_max(limits.pids.unwrap_or(DEFAULT_TASKS)), "pids_limit");
-    Setting { optional: limits.pids.is_none(), ..wanted }
+    setting("pids", "pids.max", or_max(limits.pids.unwrap_or(DEFAULT_TASKS)), "pids_limit")
 }
 
 /// Fields that v2 has nothing for.
