@@ -18,6 +18,8 @@ mod durable;
 pub mod engine;
 mod execute;
 pub mod exit;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod health;
 pub mod logfile;
 pub mod oci;

@@ -83,6 +83,14 @@ pub fn profile(data: &[u8]) {
     }
 }
 
+/// Configuration of a bundle: refused in one line, or decided about in the same way when it is read again.
+pub fn bundle(data: &[u8]) {
+    match crate::oci::decide(data) {
+        Ok(config) => assert_eq!(crate::oci::decide(config.to_string().as_bytes()), Ok(config)),
+        Err(reason) => one_line(&reason),
+    }
+}
+
 /// Compressed stream: an end or an error.
 pub fn stream(data: &[u8]) {
     for compression in [Compression::Gzip, Compression::Zstd] {
@@ -257,6 +265,39 @@ mod tests {
             [&JSON_WORDS[..], &[b"SCMP_ACT_ALLOW", b"SCMP_CMP_LT", b"SCMP_ACT_NOTIFY", b"write", b"4294967296"]]
                 .concat();
         campaign(&[seed.to_vec()], &words, 30_000, profile);
+    }
+
+    #[test]
+    fn a_bundle_that_was_hurt_is_refused_in_one_line_or_decided_about() {
+        let mut whole = crate::oci::template::config(false);
+        whole["linux"]["resources"] = serde_json::json!({
+            "devices": [{ "allow": true, "type": "c", "major": 1, "minor": -1, "access": "rwm" }],
+            "memory": { "limit": 1 << 30, "swap": -1, "reservation": 5 }, "pids": { "limit": 7 },
+            "cpu": { "shares": 3, "quota": 5000, "period": 10000, "cpus": "0-1" },
+            "blockIO": { "weight": 10, "throttleReadBpsDevice": [{ "major": 8, "minor": 0, "rate": 600 }] },
+            "hugepageLimits": [{ "pageSize": "2MB", "limit": 5 }], "unified": { "memory.high": "9" },
+        });
+        whole["linux"]["seccomp"] = serde_json::json!({ "defaultAction": "SCMP_ACT_ERRNO", "listenerPath": "/s",
+            "syscalls": [{ "names": ["read"], "action": "SCMP_ACT_NOTIFY", "args": [{ "index": 1, "value": 2, "op": "SCMP_CMP_LT" }] }] });
+        let map = serde_json::json!([{ "containerID": 0, "hostID": 1, "size": 2 }]);
+        let mount = serde_json::json!({ "destination": "/m", "type": "bind", "source": "/s", "options": ["rbind", "ro"],
+            "uidMappings": map, "gidMappings": map });
+        whole["mounts"].as_array_mut().expect("a list").push(mount);
+        whole["hooks"] = serde_json::json!({ "prestart": [{ "path": "/x", "args": ["x"], "timeout": 1 }] });
+        let plain = crate::oci::template::config(true);
+        let seeds = [whole, plain].map(|config| config.to_string().into_bytes());
+        for seed in &seeds {
+            assert!(crate::oci::decide(seed).is_ok(), "{:?}", crate::oci::decide(seed));
+        }
+        let words = [
+            &JSON_WORDS[..],
+            &[
+                b"\"linux\":", b"\"process\":", b"\"user\"", b"\"rbind\"", b"\"ridmap\"", b"-9223372036854775808",
+                b"\"path\":",
+            ],
+        ]
+        .concat();
+        campaign(&seeds, &words, 10_000, bundle);
     }
 
     const BUSY: &[u8] = include_bytes!("../tests/corpus/layers/everything.tar");

@@ -498,7 +498,9 @@ fn what_the_kernel_lacks_is_refused_by_name_until_the_device_accepts_that_loss()
     for (accepted, missing) in [(&[][..], "seccomp"), (&["seccomp"], "devices"), (&["devices", "seccomp"], "pids")]
     {
         accept(accepted)?;
-        let (_, said) = board.refused(&["up", "-d"]).with_context(|| format!("{} {}", board.log("shim.log"), board.log("agent.log")))?;
+        let (_, said) = board
+            .refused(&["up", "-d"])
+            .with_context(|| format!("{} {}", board.log("shim.log"), board.log("agent.log")))?;
         let way_out = format!("to run services without it, write {missing:?} into accepted_losses");
         ensure!(said.contains(&way_out), "{missing}: {said}");
         ensure!(board.service("s")?["pid"].is_null(), "not even for a moment");

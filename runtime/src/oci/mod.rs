@@ -10,6 +10,9 @@
 //!
 //! **Invariant.** What a configuration asks for is applied or refused by name before anything is made ([`fields`]).
 
+#[cfg(any(test, fuzzing))]
+use serde_json::Value;
+
 pub mod bundle;
 mod create;
 mod error;
@@ -34,6 +37,24 @@ pub use listener::Listener;
 pub use operate::{delete, pause, processes, reap, resume, signal, start, state, take_orphans, update};
 pub(crate) use process::limit_number;
 pub use state::{State, Status, list};
+
+/// Everything that decides about a configuration, and makes nothing; `None`: it is refused, in one line.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn decide(text: &[u8]) -> Result<Value, String> {
+    let (config, spec) = bundle::parse(text).map_err(|unfit| match unfit {
+        bundle::Unfit::Unreadable(reason) => reason,
+        bundle::Unfit::Refused { field, reason } => format!("{field}: {reason}"),
+    })?;
+    crate::container::launcher::unsupported(&spec);
+    let kept_nowhere = crate::container::filters::Filters { folder: std::path::Path::new("/proc/none") };
+    let prepared = process::prepare(&config["process"], config["linux"].get("seccomp"), kept_nowhere);
+    let prepared = prepared.map_err(|error| error.to_string())?;
+    prepared.typed().map_err(|error| error.to_string())?;
+    if let Some(limits) = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()) {
+        resources::decide(limits).map_err(|error| error.to_string())?;
+    }
+    Ok(config)
+}
 
 /// Version of the specification that is followed.
 pub const VERSION: &str = "1.2.0";

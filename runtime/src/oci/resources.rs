@@ -407,6 +407,15 @@ fn apply(devices: &mut Devices, rule: Rule, allow: bool) -> Result<(), String> {
     Ok(())
 }
 
+/// What either kind of cgroups would be set to, and the device program; an error when none takes it.
+#[cfg(any(test, fuzzing))]
+pub(super) fn decide(resources: &LinuxResources) -> Result<(), CgroupError> {
+    tasks(resources);
+    device_access(resources.devices().as_deref().unwrap_or_default())?;
+    let (v1, v2) = (resources.v1(), resources.v2());
+    v1.or(v2).map(drop)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
