@@ -58,6 +58,23 @@ fn a_container_goes_through_its_life() -> anyhow::Result<()> {
 }
 
 #[test]
+fn without_a_process_it_is_made_and_not_started() -> anyhow::Result<()> {
+    needs!("busybox");
+    let mut bundle = Bundle::new()?;
+    bundle.config.as_object_mut().context("a document")?.remove("process");
+    bundle.run(&["create", &bundle.id])?;
+    assert_eq!(bundle.state()?["status"], "created");
+    let (_, said) = bundle.refused(&["start", &bundle.id])?;
+    ensure!(said.contains("process: is missing"), "{said}");
+    assert_eq!(bundle.state()?["status"], "created");
+    // Nothing is left of one that cannot be started.
+    bundle.run(&["delete", &bundle.id])?;
+    ensure!(bundle.refused(&["run", &bundle.id])?.1.contains("process: is missing"));
+    ensure!(bundle.run(&["list", "-q"])?.is_empty());
+    Ok(())
+}
+
+#[test]
 fn exit_codes_are_the_programs_own() -> anyhow::Result<()> {
     needs!("busybox");
     let mut bundle = Bundle::new()?;

@@ -54,9 +54,11 @@ fn bench(arguments: &[String]) -> anyhow::Result<()> {
         install::packages(&["runc", "patchelf", "gcc", "libc6-dev", "golang-github-containers-common"])?;
         peers::crun()?;
     }
-    // Both at once, so that what they share is built once.
-    cargo(&["build", "--release", "--locked", "-p", "coracle", "-p", "coracle-bench"])?;
-    let folder = std::path::absolute("target/release")?;
+    // Both at once, so that what they share is built once; linked statically, as on a board.
+    let target = host()?;
+    let build = ["build", "--release", "--locked", "-p", "coracle", "-p", "coracle-bench", "--target", &target];
+    cargo_with(&build, &[("RUSTFLAGS", "-C target-feature=+crt-static")])?;
+    let folder = std::path::absolute(format!("target/{target}/release"))?;
     let program = folder.join("coracle-bench");
     let status = Command::new(&program).args(arguments).env("CORACLE_PROGRAM", folder.join("coracle")).status();
     let status = status.with_context(|| format!("starting {}", program.display()))?;
@@ -86,7 +88,20 @@ fn demo_if_possible() -> anyhow::Result<()> {
 }
 
 fn cargo(arguments: &[&str]) -> anyhow::Result<()> {
+    cargo_with(arguments, &[])
+}
+
+/// The target that is this machine.
+fn host() -> anyhow::Result<String> {
+    let output = Command::new("rustc").arg("-vV").output().context("starting rustc")?;
+    let text = String::from_utf8(output.stdout)?;
+    let host = text.lines().find_map(|line| line.strip_prefix("host: "));
+    Ok(host.context("rustc names no host")?.to_owned())
+}
+
+fn cargo_with(arguments: &[&str], environment: &[(&str, &str)]) -> anyhow::Result<()> {
     println!("cargo {}", arguments.join(" "));
-    let status = Command::new(env!("CARGO")).args(arguments).status().context("starting cargo")?;
+    let mut command = Command::new(env!("CARGO"));
+    let status = command.args(arguments).envs(environment.iter().copied()).status().context("starting cargo")?;
     if status.success() { Ok(()) } else { bail!("cargo {} failed", arguments.join(" ")) }
 }

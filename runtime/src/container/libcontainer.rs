@@ -165,6 +165,8 @@ impl Launch {
     /// That there is no program, or that it may not be run.
     pub fn check(&self, args: &[String]) -> Result<(), String> {
         match self.waiting {
+            // Nothing will be started in it.
+            Some(_) if args.is_empty() => Ok(()),
             Some(_) => program::find(args, &self.env).map_err(|it| it.reason),
             None => Ok(()),
         }

@@ -7,7 +7,7 @@
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
 use nix::mount::{MsFlags, mount};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstatat, mkdirat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, mkdirat};
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -212,6 +212,11 @@ impl Root {
     /// # Errors
     /// When a part is no folder, links go in circles, or the file system is full.
     pub fn make(&self, path: &Path, kind: Kind) -> Result<PathBuf, RootError> {
+        if let Some((at, stat)) = self.plain(path)
+            && (kind == Kind::Folder) == is(&stat, SFlag::S_IFDIR)
+        {
+            return Ok(Path::new("/").join(at));
+        }
         let (resolved, missing) = self.resolve(path)?;
         let mut at = resolved;
         let last = missing.len();
@@ -256,8 +261,23 @@ impl Root {
     /// # Errors
     /// When a part is no folder, or links go in circles.
     pub fn existing(&self, path: &Path) -> Result<Option<PathBuf>, RootError> {
+        if let Some((at, _)) = self.plain(path) {
+            return Ok(Some(at));
+        }
         let (resolved, missing) = self.resolve(path)?;
         Ok(missing.is_empty().then_some(resolved))
+    }
+
+    /// What most paths are: there, with no link in them, so that one call finds what [`Root::resolve`] finds part by part.
+    /// `None`: this one must be resolved.
+    fn plain(&self, path: &Path) -> Option<(PathBuf, FileStat)> {
+        let at: PathBuf = names(path).collect();
+        if names(path).any(|name| name == "..") {
+            return None;
+        }
+        let place = self.walk(&at).ok()?;
+        let stat = fstat(place.as_raw_fd()).ok()?;
+        (!is(&stat, SFlag::S_IFLNK)).then_some((at, stat))
     }
 
     /// Splits `path` into the part that is there, without links and relative to the root, and the names missing.

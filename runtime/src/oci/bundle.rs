@@ -5,7 +5,7 @@ use super::fields::{self, Found};
 use crate::container::launcher;
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -92,6 +92,12 @@ pub fn parse(text: &[u8]) -> Result<(Value, Spec), Unfit> {
             }
         }
     }
+    if config.get("process").is_none_or(Value::is_null) && config.is_object() {
+        // A container can be made without, and not be started (config.md, Process).
+        config["process"] = json!({ "args": [], "cwd": "/", "user": { "uid": 0, "gid": 0 } });
+    } else if config["process"].is_object() && config["process"]["args"].as_array().is_none_or(Vec::is_empty) {
+        return Err(refused("process.args", "names no program"));
+    }
     // Our own reader has it later (`crate::seccomp`): hundreds of names are not to be read twice.
     let section = config.get_mut("linux").and_then(Value::as_object_mut);
     let filter = section.and_then(|linux| linux.remove_entry("seccomp"));
@@ -113,7 +119,7 @@ fn check(spec: &Spec) -> Result<(), Unfit> {
         return Err(refused("root", "is missing"));
     }
     let process = spec.process().as_ref().ok_or_else(|| refused("process", "is missing"))?;
-    if process.args().as_ref().is_none_or(|args| args.is_empty()) {
+    if process.args().is_none() {
         return Err(refused("process.args", "names no program"));
     }
     if !process.cwd().is_absolute() {
@@ -209,7 +215,6 @@ fn check_sysctl(name: &str, namespaces: &[LinuxNamespaceType]) -> Result<(), Unf
 mod tests {
     use super::*;
     use crate::oci::template;
-    use serde_json::json;
 
     fn changed(pointer: &str, value: Value) -> Result<(), String> {
         let mut config = template::config(false);
@@ -227,9 +232,11 @@ mod tests {
     #[test]
     fn what_cannot_be_kept_is_refused_by_its_field() {
         assert_eq!(changed("/hostname", json!("h")), Ok(()));
+        assert_eq!(changed("/process", json!(null)), Ok(()), "it can be made, and not be started");
         for (pointer, value, field) in [
             ("/ociVersion", json!("2.0.0"), "ociVersion: "),
-            ("/process", json!(null), "process: is missing"),
+            ("/process", json!({}), "process.args: "),
+            ("/process", json!("x"), "invalid type"),
             ("/process/args", json!([]), "process.args: "),
             ("/process/cwd", json!("srv"), "process.cwd: "),
             ("/linux/namespaces", json!([{"type": "mount"}, {"type": "mount"}]), "linux.namespaces: "),

@@ -87,6 +87,7 @@ pub fn create(order: &Create<'_>) -> Result<State, OciError> {
         pid: 0,
         begun: 0,
         started: false,
+        startable: bundle.config["process"]["args"].as_array().is_some_and(|args| !args.is_empty()),
         filtered: process.filter.is_some(),
         listener: process.listener.clone(),
         hooks: match &bundle.config["hooks"] {

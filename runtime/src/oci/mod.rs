@@ -41,7 +41,7 @@ pub use state::{State, Status, list};
 /// Everything that decides about a configuration, and makes nothing; `None`: it is refused, in one line.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn decide(text: &[u8]) -> Result<Value, String> {
-    let (config, spec) = bundle::parse(text).map_err(|unfit| match unfit {
+    let (mut config, spec) = bundle::parse(text).map_err(|unfit| match unfit {
         bundle::Unfit::Unreadable(reason) => reason,
         bundle::Unfit::Refused { field, reason } => format!("{field}: {reason}"),
     })?;
@@ -52,6 +52,10 @@ pub(crate) fn decide(text: &[u8]) -> Result<Value, String> {
     prepared.typed().map_err(|error| error.to_string())?;
     if let Some(limits) = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()) {
         resources::decide(limits).map_err(|error| error.to_string())?;
+    }
+    if config["process"]["args"] == serde_json::json!([]) {
+        // It was not there.
+        config["process"] = Value::Null;
     }
     Ok(config)
 }

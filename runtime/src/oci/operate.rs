@@ -49,6 +49,9 @@ pub fn start(root: &Path, id: &str) -> Result<(), OciError> {
         Status::Created => {}
         status => return Err(wrong("start", &state, status)),
     }
+    if !state.startable {
+        return Err(OciError::Refused { field: "process".to_owned(), reason: "is missing".to_owned() });
+    }
     let open = |name: &str, flags: OFlag| {
         nix::fcntl::open(&home.folder.join(name), flags | OFlag::O_CLOEXEC, Mode::empty())
             .map(sys::own)

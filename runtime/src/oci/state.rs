@@ -48,6 +48,9 @@ pub struct State {
     pub begun: u64,
     /// The program was let run.
     pub started: bool,
+    /// Its configuration has a process.
+    #[serde(default = "yes")]
+    pub startable: bool,
     /// It has a system call filter.
     #[serde(default)]
     pub filtered: bool,
@@ -57,6 +60,10 @@ pub struct State {
     /// The configuration's hooks, as `{"hooks": …}`, when it has some: the rest of it is read for commands alone.
     #[serde(default)]
     pub hooks: Value,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// What a container is (runtime.md, State), and paused as runc has it.
@@ -283,6 +290,7 @@ mod tests {
             pid: own,
             begun,
             started: true,
+            startable: true,
             filtered: false,
             listener: None,
             hooks: Value::Null,

@@ -18,6 +18,9 @@ use std::time::Instant;
 /// Rounds of each subject, after one that fills caches.
 const ROUNDS: usize = 60;
 
+/// Name of the folder of all states.
+const STATES: &str = "states";
+
 /// Where the peers are put by `cargo xtask bench`.
 const PEERS: &str = "target/peers";
 
@@ -41,6 +44,10 @@ impl Ground {
         bundle.config["linux"].as_object_mut().context("linux")?.remove("cgroupsPath");
         bundle.config["root"]["path"] = json!(bundle.path().join("rootfs"));
         std::fs::write(bundle.path().join("config.json"), bundle.config.to_string())?;
+        // States are in memory, as in /run of every machine.
+        let states = bundle.path().join(STATES);
+        std::fs::create_dir(&states)?;
+        mount(Some("tmpfs"), &states, Some("tmpfs"), MsFlags::empty(), None::<&str>).context("mounting tmpfs")?;
         Ok(Self { bundle, crun })
     }
 
@@ -55,7 +62,7 @@ impl Ground {
         if name.starts_with("coracle") {
             command.arg("oci");
         }
-        command.arg("--root").arg(self.folder(&format!("{name}-states"))).args(words);
+        command.arg("--root").arg(self.folder(STATES).join(name.clone())).args(words);
         command.current_dir(self.bundle.path()).stdin(Stdio::null()).stdout(Stdio::null());
         // No pipe: a container that stays would hold it.
         let begin = Instant::now();
@@ -183,7 +190,7 @@ fn rounds<const N: usize>(mut turn: impl FnMut() -> anyhow::Result<[f64; N]>) ->
 pub fn create() -> anyhow::Result<Vec<Figure>> {
     let ground = Ground::new(&["true"])?;
     let mut floor = Floor::start(&ground)?;
-    let root = ground.folder("states");
+    let root = ground.folder(STATES).join("own");
     let ours = || -> anyhow::Result<f64> {
         let begin = Instant::now();
         let bundle = Loaded::load(ground.bundle.path())?;
@@ -234,7 +241,7 @@ fn order<'a>(root: &'a Path, id: &'a str, bundle: &'a Loaded) -> Create<'a> {
 /// A command in a running container, from here.
 pub fn exec() -> anyhow::Result<Vec<Figure>> {
     let ground = Ground::new(&["sleep", "1000"])?;
-    let root = ground.folder("states");
+    let root = ground.folder(STATES).join("own");
     let bundle = Loaded::load(ground.bundle.path())?;
     oci::create(&order(&root, "one", &bundle))?;
     oci::start(&root, "one")?;
