@@ -69,6 +69,8 @@ killed=$(coracle exec -T limited tail /dev/zero 2>&1); echo "exec killed: $? $ki
 mknod /dev/memory c 1 1
 coracle up -d -f granted.yaml > /tmp/said 2>&1; echo "granted memory: $? $(grep -o 'devices: .*have it' /tmp/said | head -n 1)"
 coracle down -f granted.yaml > /dev/null 2>&1
+coracle up -d -f users.yaml > /tmp/said 2>&1; echo "users: $? $(grep -o 'userns_mode: .*own owners only' /tmp/said | head -n 1)"
+coracle down -f users.yaml > /dev/null 2>&1
 echo "below: $(ls -d /sys/fs/cgroup/coracle/demo-open-* 2> /dev/null) $(ls -d /sys/fs/cgroup/coracle.privileged/demo-open-* | wc -l)"
 echo 48M > /sys/fs/cgroup/coracle/memory.max
 coracle up -d -f more.yaml > /dev/null 2>&1
@@ -97,6 +99,8 @@ fn limits_hold_and_kills_are_told_on_cgroup_v2() -> anyhow::Result<()> {
     let granted =
         "name: granted\nservices: {one: {image: \"app:1\", network_mode: none, devices: [/dev/memory]}}\n";
     std::fs::write(folder.path().join("demo/granted.yaml"), granted)?;
+    let users = "name: users\nservices: {one: {image: \"app:1\", network_mode: none, userns_mode: auto, restart: \"no\"}}\n";
+    std::fs::write(folder.path().join("demo/users.yaml"), users)?;
     let given = |name: &str| folder.path().join(name);
     let said = Guest::new()?.give(&given("layout"), "layout").give(&given("demo"), "demo").run(SCRIPT)?;
     println!("{said}");
@@ -147,6 +151,9 @@ fn limits_hold_and_kills_are_told_on_cgroup_v2() -> anyhow::Result<()> {
         is("granted memory")?,
         "2 devices: /dev/memory is the machine's memory or its ports: only a privileged service may have it"
     );
+    // A kernel (before 6.3) that maps no owners on a file system in memory.
+    let users = is("users")?;
+    ensure!(users.starts_with("2 userns_mode: /") && users.ends_with("own owners only"), "{users}");
     assert_eq!(
         is("below")?.trim(),
         "1",

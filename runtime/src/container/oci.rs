@@ -158,20 +158,20 @@ pub fn exec_process(container: &ProcessSpec, exec: &ExecSpec) -> ProcessSpec {
 
 fn mounts(spec: &ContainerSpec, resolved: &Resolved) -> Vec<Value> {
     let mut mounts = system_mounts(spec, resolved.unified_cgroup);
-    let theirs = mounts.len();
     let wanted = spec.mounts.iter().zip(&resolved.targets);
-    mounts.extend(wanted.map(|(mount, target)| user_mount(mount, target)));
+    mounts.extend(wanted.map(|(wanted, target)| {
+        let mut mount = user_mount(wanted, target);
+        if let Some((_, first)) = resolved.users.as_ref().filter(|_| mount["type"] == "bind") {
+            mount["uidMappings"] = mappings(*first);
+            mount["gidMappings"] = mappings(*first);
+        }
+        mount
+    }));
     let files = spec.files.iter().zip(resolved.targets.iter().skip(spec.mounts.len()));
     mounts.extend(files.map(|(file, target)| {
         let access = if file.writable { "rw" } else { "ro" };
         bind(&file.path, target, &["bind", "rprivate", "nosuid", "nodev", "noexec", access])
     }));
-    if let Some((_, first)) = &resolved.users {
-        for mount in mounts[theirs..].iter_mut().filter(|mount| mount["type"] == "bind") {
-            mount["uidMappings"] = mappings(*first);
-            mount["gidMappings"] = mappings(*first);
-        }
-    }
     mounts
 }
 

@@ -186,6 +186,7 @@ pub fn start(
     drop(root);
     if let (Some(users), Some(first)) = (&users, around.first_user) {
         remount_mapped(folders, spec, users, first)?;
+        spec.files.iter().try_for_each(|file| give(&file.path, first))?;
     }
     launch_main(folders, spec, &resolved, output, around.barrier)
 }
@@ -203,6 +204,18 @@ fn heat_folders(processors: &Path) -> Vec<PathBuf> {
 
 fn path_of(fd: &OwnedFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+}
+
+/// Gives a file that the agent made for this start to the container's users: it lies in memory, where kernels before 6.3
+/// map no owners.
+fn give(file: &Path, first: u32) -> Result<(), Failure> {
+    let failed = |error| io_failure("giving to the service's users", file, &error);
+    let metadata = std::fs::symlink_metadata(file).map_err(failed)?;
+    let outside = |number: u32| first + number.min(users::IDS - 1);
+    if metadata.uid() >= first {
+        return Ok(());
+    }
+    std::os::unix::fs::lchown(file, Some(outside(metadata.uid())), Some(outside(metadata.gid()))).map_err(failed)
 }
 
 /// The root once more, now that it is ready, with owners as the container's users.
