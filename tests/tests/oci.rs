@@ -717,7 +717,7 @@ fn calls_that_are_left_to_somebody_else_are_answered_by_them() -> anyhow::Result
     ensure!(said.contains("Level 3 halted") && said.contains("Seccomp:\t2"), "{said}");
     let told: Value = serde_json::from_str(&line()?)?;
     assert_eq!(told["fds"], json!(["seccompFd"]));
-    assert_eq!((&told["metadata"], &told["state"]["status"]), (&json!("of mine"), &json!("created")));
+    assert_eq!((&told["metadata"], &told["state"]["status"]), (&json!("of mine"), &json!("creating")));
     assert_eq!((&told["state"]["id"], &told["state"]["pid"]), (&json!(bundle.id), &told["pid"]));
     // A command has a descriptor of its own; the container's is not asked.
     bundle.args(&["sleep", "1000"]);

@@ -139,16 +139,14 @@ impl Launch {
         if let Some(gate) = self.gate {
             wait_for_byte(gate);
         }
-        if let Some(waiting) = &self.waiting
-            && let Err(reason) = waiting.wait(self)
-        {
+        // Who answers for calls wants to know of the container before it is started, as with runc.
+        let early = self.filter.as_ref().is_some_and(|filter| filter.notify);
+        let wait = || self.waiting.as_ref().map_or(Ok(()), |waiting| waiting.wait(self));
+        let ready =
+            if early { self.confine().and_then(|()| wait()) } else { wait().and_then(|()| self.confine()) };
+        if let Err(reason) = ready {
             report(&NotRunnable { code: 126, reason });
             sys::exit_now(126)
-        }
-        if let Err(reason) = self.confine() {
-            let failure = NotRunnable { code: 126, reason };
-            report(&failure);
-            sys::exit_now(failure.code)
         }
         if self.reaper {
             init::run(args, &self.env, report);

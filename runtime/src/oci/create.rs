@@ -6,7 +6,7 @@
 use super::bundle::Bundle;
 use super::error::{OciError, errno, io};
 use super::hooks::{self, Moment};
-use super::listener::HEARD;
+use super::listener;
 use super::process::{self, Prepared, Waits};
 use super::resources;
 use super::state::{Home, State, begin_of};
@@ -19,7 +19,8 @@ use crate::container::launcher;
 use crate::container::libcontainer::{self, Io, Launch, Making};
 use crate::container::rootfs::{self, Root};
 use crate::shim::{Failure, FailureKind, chain};
-use crate::sys::{self, SharedByte};
+use crate::sys;
+use nix::fcntl::OFlag;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::Mode;
@@ -89,7 +90,6 @@ pub fn create(order: &Create<'_>) -> Result<State, OciError> {
         started: false,
         startable: bundle.config["process"]["args"].as_array().is_some_and(|args| !args.is_empty()),
         filtered: process.filter.is_some(),
-        listener: process.listener.clone(),
         hooks: match &bundle.config["hooks"] {
             Value::Null => Value::Null,
             hooks => json!({ "hooks": hooks }),
@@ -114,9 +114,6 @@ fn make(
 ) -> Result<State, OciError> {
     home.write_file("config.json", bundle.config.to_string().as_bytes())?;
     home.write(state)?;
-    if process.listener.is_some() {
-        home.write_file(HEARD, &[0])?;
-    }
     for name in [START, REPORT] {
         nix::unistd::mkfifo(&home.folder.join(name), Mode::from_bits_truncate(0o600)).map_err(errno(name))?;
     }
@@ -147,6 +144,9 @@ fn fill(
     process: &Prepared,
     cgroups: &entry::Made,
 ) -> Result<State, OciError> {
+    let heard = process.listener.as_ref().map(|_| listener::memory()).transpose()?;
+    let with_byte = heard.as_ref().map(|heard| process.with_byte(heard)).transpose()?;
+    let process = with_byte.as_ref().unwrap_or(process);
     let pid = match launcher::unsupported(&bundle.spec) {
         None => launch(order, home, bundle, state, process, &cgroups.place)?,
         Some(what) => {
@@ -158,6 +158,12 @@ fn fill(
     let begun = begin_of(pid).unwrap_or_default();
     let state = State { pid, begun, ..state.clone() };
     let finish = || -> Result<(), OciError> {
+        if let (Some(listener), Some(heard)) = (&process.listener, &heard) {
+            let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+            let report = nix::fcntl::open(&home.folder.join(REPORT), flags, Mode::empty()).map(sys::own);
+            let document = state.document(super::Status::Creating);
+            listener.hand_over(pid, heard, &report.map_err(errno("opening report"))?, &document)?;
+        }
         container::worker::set_oom_score(pid, process.oom_score_adj)?;
         cgroups.limit_tasks()?;
         home.write(&state)?;
@@ -200,7 +206,7 @@ fn launch(
     make_working_folder(&root, bundle)?;
     let mut spec = bundle.spec.clone();
     spec.set_process(Some(process.typed()?));
-    let launch = launch_of(order, home, bundle, state, process, (start.as_raw_fd(), report.as_raw_fd()))?;
+    let launch = launch_of(order, bundle, state, process, (start.as_raw_fd(), report.as_raw_fd()));
     let mounts = spec.mounts().iter().flatten();
     let shown = mounts.into_iter().any(|it| matches!(it.typ().as_deref(), Some("cgroup" | "cgroup2")));
     let document = |pid: i32, moment: Moment| State { pid, ..state.clone() }.document(moment.status());
@@ -235,28 +241,13 @@ fn launch(
 
 fn launch_of(
     order: &Create<'_>,
-    home: &Home,
     bundle: &Bundle,
     state: &State,
     process: &Prepared,
     (start, report): (i32, i32),
-) -> Result<Launch, Failure> {
-    let heard = match process.listener {
-        None => None,
-        Some(_) => {
-            let path = home.folder.join(HEARD);
-            let file = std::fs::File::options().read(true).write(true).open(&path);
-            let file = file.map_err(|error| failed("opening", &path, &error))?;
-            Some(SharedByte::of(&file).map_err(|errno| failed("mapping", &path, &errno.into()))?)
-        }
-    };
-    let at = Waits { report, gate: None, start: Some(start), heard };
-    Ok(process.launch(
-        order.preserve_fds,
-        &at,
-        hooks_inside(&bundle.config),
-        state.document(super::Status::Created),
-    ))
+) -> Launch {
+    let at = Waits { report, gate: None, start: Some(start) };
+    process.launch(order.preserve_fds, &at, hooks_inside(&bundle.config), state.document(super::Status::Created))
 }
 
 /// All other shapes, through libcontainer.
@@ -295,7 +286,7 @@ fn worker(
     if own_mounts {
         entry::hide().map_err(|error| failed("hiding", Path::new("/sys/fs/cgroup"), &error))?;
     }
-    let launch = launch_of(order, home, bundle, state, process, (start.as_raw_fd(), report.as_raw_fd()))?;
+    let launch = launch_of(order, bundle, state, process, (start.as_raw_fd(), report.as_raw_fd()));
     let making = Making {
         id: order.id,
         root: &home.folder.join("runtime"),

@@ -2,6 +2,7 @@
 
 use super::create::{check_descriptors, check_terminal};
 use super::error::{OciError, errno, io};
+use super::listener;
 use super::process::{self, Waits};
 use super::state::{Home, Status, begin_of};
 use crate::container::cgroup::entry;
@@ -10,11 +11,8 @@ use crate::container::launcher;
 use crate::container::libcontainer::{self, Io, Launch, Making};
 use crate::container::worker;
 use crate::shim::{Failure, FailureKind, chain};
-use crate::sys::SharedByte;
 use nix::fcntl::OFlag;
-use nix::sys::memfd::{MemFdCreateFlag, memfd_create};
 use serde_json::{Value, json};
-use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
@@ -136,16 +134,17 @@ pub fn exec(order: &Exec<'_>) -> Result<i32, OciError> {
     }
     check_terminal(&document, order.console_socket)?;
     let filters = home.filters();
-    let process = process::prepare(&document, config["linux"].get("seccomp"), Filters { folder: &filters })?;
+    let mut process = process::prepare(&document, config["linux"].get("seccomp"), Filters { folder: &filters })?;
     let typed = process.typed()?;
     let unsupported = launcher::unsupported_process(&typed);
     let place = entry::place_below(&state.cgroup, order.cgroup)?;
     let (report, report_write) = crate::shim::pipe().map_err(errno("making a pipe"))?;
     let (gate, gate_write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(errno("making a pipe"))?;
-    let heard = process.listener.as_ref().map(|_| memory_file());
-    let heard = heard.transpose()?;
-    let byte = heard.as_ref().map(SharedByte::of).transpose().map_err(errno("mapping a file in memory"))?;
-    let at = Waits { report: report_write.as_raw_fd(), gate: Some(gate.as_raw_fd()), start: None, heard: byte };
+    let heard = process.listener.as_ref().map(|_| listener::memory()).transpose()?;
+    if let Some(heard) = &heard {
+        process = process.with_byte(heard)?;
+    }
+    let at = Waits { report: report_write.as_raw_fd(), gate: Some(gate.as_raw_fd()), start: None };
     let launch = process.launch(order.preserve_fds, &at, Value::Null, Value::Null);
     let pid = match unsupported {
         None => {
@@ -168,8 +167,8 @@ pub fn exec(order: &Exec<'_>) -> Result<i32, OciError> {
     }
     worker::set_oom_score(pid, process.oom_score_adj).inspect_err(|_| worker::end(pid))?;
     drop((gate, gate_write, report_write));
-    if let (Some(listener), Some(mut heard)) = (&process.listener, heard) {
-        let handed = listener.hand_over(pid, &mut heard, &report, &state.document(state.status()));
+    if let (Some(listener), Some(heard)) = (&process.listener, &heard) {
+        let handed = listener.hand_over(pid, heard, &report, &state.document(state.status()));
         handed.inspect_err(|_| worker::end(pid))?;
     }
     worker::wait_until_running(&report)?;
@@ -180,11 +179,6 @@ pub fn exec(order: &Exec<'_>) -> Result<i32, OciError> {
         process::write_pid_file(file, pid)?;
     }
     Ok(pid)
-}
-
-fn memory_file() -> Result<File, OciError> {
-    let file = memfd_create(c"heard", MemFdCreateFlag::MFD_CLOEXEC).map_err(errno("making a file in memory"))?;
-    Ok(File::from(file))
 }
 
 /// All other shapes, through libcontainer.

@@ -6,9 +6,11 @@
 //! the descriptor out of it and sends it.
 
 use super::error::{OciError, errno, io};
+use crate::container::worker;
 use crate::sys;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::memfd::{MemFdCreateFlag, memfd_create};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, sendmsg, socket,
 };
@@ -19,15 +21,11 @@ use std::io::{IoSlice, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-/// Name of the file whose first byte says that the descriptor was taken.
-pub(super) const HEARD: &str = "heard";
-
 /// What the kernel calls the descriptor (kernel/seccomp.c).
 const DESCRIPTOR: &str = "anon_inode:seccomp notify";
 
-/// Looks for the descriptor, one in a millisecond: startContainer hooks may come before it, which have 300 seconds, and
-/// the end of the process is seen at once.
-const MOST_LOOKS: usize = 310_000;
+/// Looks for the descriptor, one in a millisecond: the process has nothing else to do before.
+const MOST_LOOKS: usize = 10_000;
 
 /// Who answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,15 +53,15 @@ impl Listener {
         Ok(Some(Self { path: path.to_owned(), metadata: text("listenerMetadata").to_owned() }))
     }
 
-    /// Takes the descriptor from the process and sends it; nothing when the process has ended before, which `report`
-    /// tells. `state` is the container's.
+    /// Takes the descriptor from the process and sends it, and lets the process go on by `heard`. `state` is the
+    /// container's; `report` tells why the process cannot load its filter.
     ///
     /// # Errors
-    /// When nobody listens. The process must be ended then.
+    /// When nobody listens, or the process has no filter. It must be ended then.
     pub(super) fn hand_over(
         &self,
         pid: i32,
-        heard: &mut File,
+        mut heard: &File,
         report: &OwnedFd,
         state: &Value,
     ) -> Result<(), OciError> {
@@ -73,12 +71,15 @@ impl Listener {
                 let descriptor = sys::take_descriptor(process.as_fd(), number)
                     .map_err(errno("taking the filter's descriptor (Linux 5.6, CAP_SYS_PTRACE)"))?;
                 self.send(pid, &descriptor, state).map_err(|errno| refused(errno.desc().to_owned()))?;
-                return heard.write_all(&[1]).map_err(io("writing", Path::new(HEARD)));
+                return heard.write_all(&[1]).map_err(io("writing", Path::new("memory")));
             }
             let mut told = [PollFd::new(report.as_fd(), PollFlags::POLLIN)];
             match poll(&mut told, PollTimeout::from(1_u8)) {
                 Ok(0) | Err(Errno::EINTR) => {}
-                _ => return Ok(()),
+                _ => {
+                    worker::wait_until_running(report)?;
+                    return Err(refused("the process ended before its filter was loaded".to_owned()));
+                }
             }
         }
         Err(refused("the process did not load its filter".to_owned()))
@@ -106,6 +107,15 @@ impl Listener {
 
 fn refused(reason: String) -> OciError {
     OciError::Refused { field: "linux.seccomp.listenerPath".to_owned(), reason }
+}
+
+/// Memory whose first byte says that the descriptor was taken.
+///
+/// # Errors
+/// No memory.
+pub(super) fn memory() -> Result<File, OciError> {
+    let file = memfd_create(c"heard", MemFdCreateFlag::MFD_CLOEXEC).map_err(errno("making a file in memory"))?;
+    Ok(File::from(file))
 }
 
 /// The descriptor's number in the process.

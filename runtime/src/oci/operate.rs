@@ -3,7 +3,6 @@
 use super::create::{REPORT, START};
 use super::error::{OciError, errno, io};
 use super::hooks::{self, Moment};
-use super::listener::HEARD;
 use super::resources;
 use super::state::{Home, State, Status};
 use crate::container::cgroup::{self, entry};
@@ -62,13 +61,6 @@ pub fn start(root: &Path, id: &str) -> Result<(), OciError> {
     let start: OwnedFd = open(START, OFlag::O_WRONLY | OFlag::O_NONBLOCK)?;
     nix::unistd::write(&start, &[0]).map_err(errno("letting the program run"))?;
     drop(start);
-    if let Some(listener) = &state.listener {
-        let path = home.folder.join(HEARD);
-        let mut heard = std::fs::File::options().write(true).open(&path).map_err(io("opening", &path))?;
-        let document = state.document(Status::Created);
-        let handed = listener.hand_over(state.pid, &mut heard, &report, &document);
-        handed.inspect_err(|_| worker::end(state.pid))?;
-    }
     worker::wait_until_running(&report)?;
     if state.filtered {
         worker::must_be_filtered(state.pid)?;

@@ -1,7 +1,7 @@
 //! The `process` of a configuration, and of a command in a container: what libcontainer is given of it, and what our
 //! launcher does itself.
 
-use super::error::{OciError, io};
+use super::error::{OciError, errno, io};
 use super::listener::Listener;
 use crate::container::filters::Filters;
 use crate::container::libcontainer::{Launch, Waiting};
@@ -11,6 +11,7 @@ use crate::sys::SharedByte;
 use oci_spec::runtime::Process;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::fs::File;
 use std::os::fd::RawFd;
 use std::path::Path;
 
@@ -25,6 +26,8 @@ pub(super) struct Prepared {
     pub filter: Option<Filter>,
     /// Who answers for calls that the filter leaves to them.
     pub listener: Option<Listener>,
+    /// As in [`Launch`].
+    pub heard: Option<SharedByte>,
     /// `CAP_SYS_ADMIN` is there for the filter alone.
     pub borrows_admin: bool,
     /// -1000 to 1000; `None`: the caller's.
@@ -42,6 +45,15 @@ impl Prepared {
         typed(&self.document)
     }
 
+    /// With the byte that says that the filter's descriptor was taken.
+    ///
+    /// # Errors
+    /// No memory.
+    pub(super) fn with_byte(&self, heard: &File) -> Result<Self, OciError> {
+        let byte = SharedByte::of(heard).map_err(errno("mapping a file in memory"))?;
+        Ok(Self { heard: Some(byte), ..self.clone() })
+    }
+
     /// What runs last in it. A container waits at `start`, with the hooks of `config` and its `state` for them; a
     /// command waits at `gate`.
     pub(super) fn launch(&self, preserve_fds: u32, at: &Waits, config: Value, state: Value) -> Launch {
@@ -51,7 +63,7 @@ impl Prepared {
             report: at.report,
             gate: at.gate,
             filter: self.filter.clone(),
-            heard: at.heard,
+            heard: self.heard,
             borrows_admin: self.borrows_admin,
             waiting: Some(Waiting {
                 start: at.start,
@@ -70,8 +82,6 @@ pub(super) struct Waits {
     pub report: RawFd,
     pub gate: Option<RawFd>,
     pub start: Option<RawFd>,
-    /// As in [`Launch`].
-    pub heard: Option<SharedByte>,
 }
 
 /// A process as the specification has it.
@@ -159,6 +169,7 @@ pub(super) fn prepare(
     };
     Ok(Prepared {
         env: environment(&document),
+        heard: None,
         listener: listener.filter(|_| filter.as_ref().is_some_and(|filter| filter.notify)),
         filter,
         borrows_admin,

@@ -9,7 +9,6 @@
 //! ```
 
 use super::error::{MAX_ID, OciError, io};
-use super::listener::Listener;
 use crate::container::cgroup;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
@@ -54,9 +53,6 @@ pub struct State {
     /// It has a system call filter.
     #[serde(default)]
     pub filtered: bool,
-    /// Who answers for calls that the filter leaves to them.
-    #[serde(default)]
-    pub listener: Option<Listener>,
     /// The configuration's hooks, as `{"hooks": …}`, when it has some: the rest of it is read for commands alone.
     #[serde(default)]
     pub hooks: Value,
@@ -292,7 +288,6 @@ mod tests {
             started: true,
             startable: true,
             filtered: false,
-            listener: None,
             hooks: Value::Null,
         };
         assert_eq!(state.status(), Status::Running);
