@@ -111,6 +111,7 @@ fn a_command_runs_inside_with_what_the_container_has() -> anyhow::Result<()> {
     });
     bundle.config["process"]["rlimits"] = json!([{ "type": "RLIMIT_NOFILE", "soft": 100, "hard": 200 }]);
     bundle.config["process"]["oomScoreAdj"] = json!(321);
+    bundle.config["linux"]["personality"] = json!({ "domain": "LINUX32" });
     bundle.args(&["sleep", "1000"]);
     bundle.run(&["run", "--detach", &id])?;
     let pid = bundle.state()?["pid"].to_string();
@@ -124,6 +125,8 @@ fn a_command_runs_inside_with_what_the_container_has() -> anyhow::Result<()> {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(said.contains("Directory not empty"), "39 is ENOTEMPTY: {said}");
     assert_eq!(std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj"))?.trim(), "321");
+    let machine = bundle.run(&["exec", &id, "busybox", "uname", "-m"])?;
+    ensure!(machine.starts_with('i') || machine.starts_with("armv"), "{machine}");
     // Variables, user, groups, capabilities.
     let said = bundle.run(&[
         "exec",
@@ -235,6 +238,7 @@ fn hooks_run_in_their_order_place_and_time() -> anyhow::Result<()> {
         ("createContainer", json!([{ "path": "/no/such" }]), "createContainer hook #0"),
         ("startContainer", json!([{ "path": "/bin/false" }]), "startContainer hook #0"),
         ("createRuntime", json!([{ "path": "relative" }]), "not absolute"),
+        ("poststart", json!([{ "path": "/bin/true" }, { "path": "/bin/false" }]), "poststart hook #1"),
     ] {
         std::fs::write(&log, "")?;
         bundle.config["hooks"] = json!({ "poststop": outside("poststop") });
@@ -244,9 +248,8 @@ fn hooks_run_in_their_order_place_and_time() -> anyhow::Result<()> {
         ensure!(std::fs::read_to_string(&log)?.starts_with("poststop "), "{kind}: poststop ends what was begun");
         ensure!(bundle.cgroups().is_empty() && !bundle.root().join(&bundle.id).exists(), "{kind} left something");
     }
-    // After the start and the end nothing can be undone: a failure is said.
-    bundle.config["hooks"] =
-        json!({ "poststart": [{ "path": "/bin/false" }], "poststop": [{ "path": "/bin/false" }] });
+    // After the end nothing can be undone: a failure is said.
+    bundle.config["hooks"] = json!({ "poststop": [{ "path": "/bin/false" }, { "path": "/bin/false" }] });
     bundle.script("exit 0");
     let (code, _, said) = bundle.run_container()?;
     ensure!(code == 0 && said.matches("a hook failed").count() == 2, "{code} {said}");

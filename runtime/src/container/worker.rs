@@ -375,7 +375,7 @@ pub fn exec(
     };
     let (io, console) = io_for(output, &bundle)?;
     let place = entry::place(&spec.cgroup, exec.contained.then_some(number))?;
-    let command = launcher::Command { target: main_pid, process: &config, launch: &launch, io };
+    let command = launcher::Command { target: main_pid, process: &config, personality: None, launch: &launch, io };
     let pid = launcher::exec(&place, &command)?;
     set_oom_score(pid, Some(spec.process.oom_score_adj)).inspect_err(|_| end(pid))?;
     let terminal = console.map(|socket| receive_terminal(&socket)).transpose()?;

@@ -12,6 +12,8 @@ use crate::container::libcontainer::{self, Io, Launch, Making};
 use crate::container::worker;
 use crate::shim::{Failure, FailureKind, chain};
 use nix::fcntl::OFlag;
+use oci_spec::runtime::LinuxPersonalityDomain;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
@@ -149,7 +151,10 @@ pub fn exec(order: &Exec<'_>) -> Result<i32, OciError> {
     let pid = match unsupported {
         None => {
             let io = Io::of(order.console_socket);
-            let command = launcher::Command { target: state.pid, process: &typed, launch: &launch, io };
+            let domain = config["linux"]["personality"].get("domain").cloned();
+            let personality = domain.and_then(|domain| LinuxPersonalityDomain::deserialize(domain).ok());
+            let command =
+                launcher::Command { target: state.pid, process: &typed, personality, launch: &launch, io };
             launcher::exec(&place, &command)?
         }
         Some(_) if home.folder.join("runtime").exists() => {

@@ -66,8 +66,9 @@ pub fn start(root: &Path, id: &str) -> Result<(), OciError> {
         worker::must_be_filtered(state.pid)?;
     }
     home.write(&State { started: true, ..state.clone() })?;
-    hooks::run_all(&state.hooks, Moment::Poststart, &state.document(Status::Running));
-    Ok(())
+    // Version 1.2 wants a warning; later ones, and runc since ever, that the container is stopped.
+    let hooked = hooks::run(&state.hooks, Moment::Poststart, &state.document(Status::Running), &[]);
+    hooked.inspect_err(|_| worker::end(state.pid))
 }
 
 /// Sends a signal to the container's process, or with `all` to each of its cgroup.

@@ -13,7 +13,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, fstat, major, minor, umask};
 use nix::unistd::{chdir, chroot, dup2, fchdir, pivot_root, sethostname, setsid};
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::{LinuxPersonalityDomain, Process, Spec};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
@@ -54,6 +54,7 @@ pub(super) fn command(
             let (slave, _) = terminal::set_up(console)?;
             terminal::take(&slave)?;
         }
+        set_personality(command.personality)?;
         confine(command.process)
     };
     if let Err(reason) = become_command() {
@@ -137,6 +138,8 @@ fn become_container(
         users.enter().map_err(text("entering the user namespace"))?;
         privileges::become_root()?;
     }
+    let personality = spec.linux().as_ref().and_then(|linux| linux.personality().as_ref());
+    set_personality(personality.map(|it| it.domain()))?;
     let process = spec.process().as_ref().ok_or("process is missing")?;
     confine(process)
 }
@@ -221,6 +224,19 @@ fn reopen_null() -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// What uname(2) says, and how addresses are laid out (personality(2)).
+fn set_personality(domain: Option<LinuxPersonalityDomain>) -> Result<(), String> {
+    use nix::sys::personality::{Persona, set};
+    /// `PER_LINUX32` (linux/personality.h), which the library does not know.
+    const PER_LINUX32: i32 = 8;
+    let persona = match domain {
+        None => return Ok(()),
+        Some(LinuxPersonalityDomain::PerLinux) => Persona::empty(),
+        Some(LinuxPersonalityDomain::PerLinux32) => Persona::from_bits_retain(PER_LINUX32),
+    };
+    set(persona).map(drop).map_err(text("linux.personality"))
 }
 
 /// What the process may be, and where it is.

@@ -27,7 +27,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, LinuxPersonalityDomain, Spec};
 use std::ffi::CString;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -69,6 +69,8 @@ pub(crate) struct Command<'a> {
     pub target: i32,
     /// Its process, as in a configuration.
     pub process: &'a oci_spec::runtime::Process,
+    /// The container's personality.
+    pub personality: Option<LinuxPersonalityDomain>,
     /// What runs last.
     pub launch: &'a Launch,
     /// Its input and output.
@@ -90,7 +92,6 @@ pub(crate) fn unsupported(spec: &Spec) -> Option<&'static str> {
         .or_else(|| is(joined(LinuxNamespaceType::Mount), "another's mount namespace"))
         .or_else(|| is(propagation.trim_start_matches('r') == "shared", "a shared root"))
         .or_else(|| is(linux.mount_label().as_ref().is_some_and(|it| !it.is_empty()), "a mount label"))
-        .or_else(|| is(linux.personality().is_some(), "a personality"))
         .or_else(|| is(linux.memory_policy().is_some(), "a memory policy"))
         .or_else(|| is(linux.net_devices().as_ref().is_some_and(|it| !it.is_empty()), "network devices"))
         .or_else(|| unsupported_process(process))
