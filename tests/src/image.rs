@@ -25,6 +25,8 @@ pub enum Entry {
 pub struct Image {
     layers: Vec<Layer>,
     config: Value,
+    /// In OCI's words.
+    architecture: &'static str,
 }
 
 #[derive(Debug, Clone)]
@@ -36,7 +38,7 @@ enum Layer {
 impl Image {
     /// One without layers.
     pub fn new() -> Self {
-        Self { layers: Vec::new(), config: json!({}) }
+        Self { layers: Vec::new(), config: json!({}), architecture: ARCHITECTURE }
     }
 
     /// One with the static busybox of this machine as its shell and tools.
@@ -88,6 +90,13 @@ impl Image {
         self
     }
 
+    /// Names another architecture than this machine's.
+    #[must_use]
+    pub fn architecture(mut self, architecture: &'static str) -> Self {
+        self.architecture = architecture;
+        self
+    }
+
     /// Writes an OCI image layout.
     ///
     /// # Errors
@@ -113,7 +122,7 @@ impl Image {
             layers.push(json!({"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": digest, "size": size}));
         }
         let config = json!({
-            "architecture": ARCHITECTURE, "os": "linux", "config": self.config,
+            "architecture": self.architecture, "os": "linux", "config": self.config,
             "rootfs": {"type": "layers", "diff_ids": diff_ids},
         });
         let (digest, size) = put(&serde_json::to_vec(&config)?)?;

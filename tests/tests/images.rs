@@ -1,7 +1,7 @@
 //! Images from a real registry and from files, in every form that skopeo makes, and past everything that breaks.
 
 use anyhow::{Context, ensure};
-use coracle_runtime::image::digest_of;
+use coracle_runtime::image::{self, Files, Platform, Reference, Store, digest_of};
 use coracle_tests::board::{Board, REGISTRY, run};
 use coracle_tests::image::{Entry, Image};
 use coracle_tests::needs;
@@ -12,6 +12,7 @@ use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::{Command, Stdio};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 macro_rules! needs_all {
@@ -85,6 +86,51 @@ fn every_form_of_an_image_gives_the_same_files() -> anyhow::Result<()> {
     ensure!(first.len() > 80, "{} files", first.len());
     for (arguments, tree) in &trees {
         ensure!(tree == first, "{arguments:?} gives other files");
+    }
+    Ok(())
+}
+
+/// A program of which only its attributes are there: `Tag_CPU_arch` of the ABI for the Arm Architecture.
+fn arm_program(cpu_arch: u8) -> Vec<u8> {
+    let attributes = [&b"A\x11\0\0\0aeabi\0\x01\x07\0\0\0\x06"[..], &[cpu_arch]].concat();
+    let mut file = vec![0; 52 + 40];
+    file[..6].copy_from_slice(b"\x7fELF\x01\x01");
+    // Machine, place, size and number of the section headers; kind, place and size of the one.
+    for (at, value) in
+        [(18, 40), (32, 52), (46, 40), (48, 1), (56, 3), (59, 0x70), (68, 92), (72, attributes.len() as u8)]
+    {
+        file[at] = value;
+    }
+    file.extend(attributes);
+    file
+}
+
+#[test]
+fn an_image_whose_program_is_too_new_for_the_processor_is_refused_in_words() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let store = Store::open(&folder.path().join("store"))?;
+    let board = Platform { os: "linux".into(), architecture: "arm".into(), variant: "v6".into() };
+    // Tag_CPU_arch 7 is ARMv6KZ, 10 ARMv7. The image names no variant, as most do.
+    for (cpu_arch, fits) in [(7, true), (10, false)] {
+        let layout = folder.path().join(format!("layout-{cpu_arch}"));
+        let program = Entry::File("app".into(), 0o755, arm_program(cpu_arch));
+        Image::new().layer(vec![program]).with("Cmd", json!(["/app"])).architecture("arm").write(&layout)?;
+        let mut files = Files::open(&layout)?;
+        let found = files.images(&board)?;
+        let name: Reference = format!("app:{cpu_arch}").parse()?;
+        let cancel = AtomicBool::new(false);
+        let imported = image::import(&store, &mut files, (&name, &found[0].digest), &board, &cancel, &|_| {});
+        assert_eq!(store.find(&name)?.is_some(), fits);
+        match imported {
+            Ok(_) => ensure!(fits),
+            Err(error) => {
+                let said = error.to_string();
+                ensure!(
+                    !fits && said.contains("its program /app needs ARMv7; this board is linux/arm/v6"),
+                    "{said}"
+                );
+            }
+        }
     }
     Ok(())
 }

@@ -7,6 +7,7 @@
 //! Nothing is visible in the store before both digests of a layer were checked and its files were synced.
 //! Everything here blocks and runs in threads of its caller; see `docs/decisions/0001-blocking-http.md`.
 
+pub mod arm;
 mod config;
 mod error;
 mod files;
@@ -14,6 +15,7 @@ mod layer;
 mod manifest;
 mod origin;
 mod platform;
+mod program;
 mod pull;
 mod reference;
 mod registry;

@@ -9,6 +9,7 @@ use super::layer::{Hashed, LayerError, decompressed, digest_of, unpack};
 use super::manifest::{self, Document, Layer, Manifest};
 use super::origin::{BlobRead, Origin};
 use super::platform::Platform;
+use super::program;
 use super::reference::Reference;
 use super::registry::Repository;
 use super::store::{Image, LayerRecord, Store};
@@ -276,6 +277,12 @@ fn fetch(
         let bytes = work.run(origin)?;
         done += layer.size;
         layers.push(LayerRecord { chain: chain.clone(), bytes });
+    }
+    let folders: Vec<PathBuf> = found.chain.iter().rev().map(|chain| store.layer_path(chain)).collect();
+    let config = config::parse(name, &found.config_bytes)?;
+    // Before it is an image: whatever runs now goes on.
+    if let Some(reason) = program::unfit(&config, &folders, platform) {
+        return Err(Error::NoPlatform { image: name.to_owned(), reason });
     }
     store.commit_image(name, &found.digest, &found.manifest.config.digest, layers)
 }

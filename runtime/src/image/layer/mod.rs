@@ -6,7 +6,7 @@ mod unpack;
 
 pub use decompress::decompressed;
 pub use tar::{Archive, Kind};
-pub use unpack::{LayerError, unpack};
+pub use unpack::{LayerError, OPAQUE, unpack};
 
 use ring::digest::{Context, SHA256};
 use std::io::{self, Read};

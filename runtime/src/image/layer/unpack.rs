@@ -44,7 +44,7 @@ const CHUNK: usize = 64 * 1024;
 /// and a small board's memory does not fill with what waits for it. Smaller files are left to the sync at the end.
 const WRITEBACK: u64 = 1024 * 1024;
 
-const OPAQUE: &str = "trusted.overlay.opaque";
+pub const OPAQUE: &str = "trusted.overlay.opaque";
 
 /// Why a layer is refused or failed.
 #[derive(Debug, thiserror::Error)]
