@@ -91,6 +91,13 @@ pub fn bundle(data: &[u8]) {
     }
 }
 
+/// A program's file: what it says of the processor, nothing, or one line.
+pub fn program(data: &[u8]) {
+    if let Err(reason) = image::arm::attributes(data) {
+        one_line(&reason);
+    }
+}
+
 /// Compressed stream: an end or an error.
 pub fn stream(data: &[u8]) {
     for compression in [Compression::Gzip, Compression::Zstd] {
@@ -298,6 +305,13 @@ mod tests {
         ]
         .concat();
         campaign(&seeds, &words, 10_000, bundle);
+    }
+
+    #[test]
+    fn a_program_that_was_hurt_says_something_or_nothing() {
+        let tags = b"\x432.09\0\x05arm1176jzf-s\0\x06\x07\x0a\x02\x20\x00gnu\0\x1c\x01";
+        let seeds = [image::arm::tests::program(tags), image::arm::tests::program(b"")];
+        campaign(&seeds, &[&[0xff; 4], &[0x80; 9], b"\0\0\0\0", b"A", b"aeabi\0"], 200_000, program);
     }
 
     const BUSY: &[u8] = include_bytes!("../tests/corpus/layers/everything.tar");

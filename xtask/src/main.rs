@@ -1,19 +1,25 @@
 //! Developers' commands: `cargo xtask test`, `cargo xtask demo`.
 #![forbid(unsafe_code)]
 
+mod cross;
+mod debian;
 mod demo;
+mod edits;
 mod install;
 mod peers;
 
 use anyhow::{Context, bail};
 use std::process::Command;
 
-const USAGE: &str = "usage: cargo xtask test | demo [--once] | bench NAME [--json FILE]
+const USAGE: &str =
+    "usage: cargo xtask test | build [--target NAME] | demo [--once] | bench NAME [--json FILE] | edits
 
+  build   the static program for a kind of board, or for all; fetches the tools for it
   demo    a release of two services from a real registry, live; installs what it needs
           --once: without a terminal, asks both services, takes all down, fails when anything was wrong
   bench   a benchmark beside its peer: pull, start, up10, plan, idle, create, exec, oci; soak: creates and kills by
           the thousand
+  edits   what `cargo build` needs to be told for 32-bit boards, for those who build with tools of their own
   test    formatting, lints and every test of the workspace; installs what the tests need";
 
 /// Debian packages that the end-to-end tests use.
@@ -37,12 +43,29 @@ fn main() -> anyhow::Result<()> {
         Some("test") => test(),
         Some("demo") => demo::run_demo(std::env::args().any(|argument| argument == "--once")),
         Some("bench") => bench(&std::env::args().skip(2).collect::<Vec<_>>()),
+        Some("build") => build(&std::env::args().skip(2).collect::<Vec<_>>()),
+        Some("edits") => {
+            println!("{}", edits::config()?);
+            Ok(())
+        }
         Some("--help" | "-h" | "help") => {
             println!("{USAGE}");
             Ok(())
         }
         _ => bail!("{USAGE}"),
     }
+}
+
+fn build(arguments: &[String]) -> anyhow::Result<()> {
+    let targets: Vec<&str> = match arguments {
+        [] => cross::TARGETS.iter().map(|target| target.name).collect(),
+        [flag, name] if flag == "--target" => vec![name],
+        _ => bail!("{USAGE}"),
+    };
+    for target in targets {
+        cross::build(target)?;
+    }
+    Ok(())
 }
 
 /// A benchmark beside its peer, in a release build.

@@ -1,9 +1,10 @@
 //! Programs of others that ours are compared with, fetched without touching the system: Debian packages of another
 //! suite, unpacked below `target/peers`.
 
-use anyhow::{Context, ensure};
+use crate::debian::{Suites, run};
+use anyhow::ensure;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 /// Where they lie.
 const FOLDER: &str = "target/peers";
@@ -20,7 +21,7 @@ pub fn docker_compose() -> anyhow::Result<PathBuf> {
     if program.exists() {
         return Ok(program);
     }
-    let root = package("docker-compose")?;
+    let root = suites()?.unpack("docker-compose")?;
     let unpacked = root.join("usr/libexec/docker/cli-plugins/docker-compose");
     ensure!(unpacked.exists(), "the package has no {}", unpacked.display());
     std::fs::copy(&unpacked, &program)?;
@@ -51,8 +52,9 @@ pub fn crun() -> anyhow::Result<PathBuf> {
     let libraries = std::path::absolute(Path::new(FOLDER).join("crun-libraries"))?;
     std::fs::create_dir_all(&libraries)?;
     let mut unpacked = PathBuf::new();
+    let suites = suites()?;
     for name in CRUN {
-        let root = package(name)?;
+        let root = suites.unpack(name)?;
         if name == "crun" {
             unpacked = root.join("usr/bin/crun");
         }
@@ -79,61 +81,6 @@ pub fn crun() -> anyhow::Result<PathBuf> {
     Ok(program)
 }
 
-/// Downloads and unpacks one package; its root.
-fn package(name: &str) -> anyhow::Result<PathBuf> {
-    let folder = std::path::absolute(Path::new(FOLDER).join(SUITE))?;
-    for part in ["lists/partial", "cache/archives/partial", "sources", name] {
-        std::fs::create_dir_all(folder.join(part))?;
-    }
-    let source = format!(
-        "Types: deb\nURIs: {}\nSuites: {SUITE}\nComponents: main\nSigned-By: /usr/share/keyrings/debian-archive-keyring.gpg\n",
-        mirror()
-    );
-    std::fs::write(folder.join("sources/peers.sources"), source)?;
-    let options = [
-        "Dir::Etc::sourcelist=/dev/null".to_owned(),
-        format!("Dir::Etc::sourceparts={}", folder.join("sources").display()),
-        format!("Dir::State::lists={}", folder.join("lists").display()),
-        format!("Dir::Cache={}", folder.join("cache").display()),
-        // The packages are read by us, not by apt's own user.
-        "APT::Sandbox::User=root".to_owned(),
-    ];
-    let apt = |words: &[&str]| {
-        let mut command = Command::new("apt-get");
-        command
-            .args(options.iter().flat_map(|option| ["-o", option]))
-            .args(["-q"])
-            .args(words)
-            .current_dir(&folder);
-        run(&mut command)
-    };
-    apt(&["update"])?;
-    apt(&["download", name])?;
-    let archive = std::fs::read_dir(&folder)?
-        .flatten()
-        .map(|entry| entry.path())
-        .find(|path| path.file_name().is_some_and(|it| it.to_string_lossy().starts_with(&format!("{name}_"))))
-        .with_context(|| format!("no archive of {name} was downloaded"))?;
-    run(Command::new("dpkg").arg("-x").arg(&archive).arg(folder.join(name)))?;
-    Ok(folder.join(name))
-}
-
-/// The mirror that apt uses here.
-fn mirror() -> String {
-    let mut files: Vec<PathBuf> = vec!["/etc/apt/sources.list".into()];
-    let more = std::fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().flatten();
-    files.extend(more.map(|entry| entry.path()));
-    let lines = files.iter().filter_map(|file| std::fs::read_to_string(file).ok()).collect::<Vec<_>>().join("\n");
-    let found = lines.lines().find_map(|line| {
-        let uri = line.strip_prefix("URIs:").or_else(|| line.strip_prefix("deb "))?;
-        uri.split_whitespace().find(|word| word.ends_with("/debian") || word.ends_with("/debian/"))
-    });
-    found.unwrap_or("http://deb.debian.org/debian").to_owned()
-}
-
-fn run(command: &mut Command) -> anyhow::Result<()> {
-    command.stdin(Stdio::null()).stdout(Stdio::null());
-    let status = command.status().with_context(|| format!("starting {command:?}"))?;
-    ensure!(status.success(), "{command:?} failed");
-    Ok(())
+fn suites() -> anyhow::Result<Suites> {
+    Suites::open(&Path::new(FOLDER).join(SUITE), &[SUITE])
 }

@@ -203,7 +203,7 @@ fn uleb128(rest: &mut &[u8]) -> Result<u64, String> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// A program whose only section are these attributes of its file.

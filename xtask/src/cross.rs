@@ -1,0 +1,207 @@
+//! Builds for boards, with nothing but the package registries: the standard library's source from Debian, compiler,
+//! linker and C library from the `ziglang` package.
+
+use crate::debian::{Suites, run};
+use crate::{edits, install};
+use anyhow::{Context, bail, ensure};
+use coracle_runtime::image::arm;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A machine that we build for.
+pub struct Target {
+    /// Rust's name.
+    pub name: &'static str,
+    zig: &'static str,
+    /// The least processor that it must run on, as zig names it.
+    cpu: &'static str,
+    /// How its programs run here, where they can.
+    runner: Option<(&'static str, &'static [&'static str])>,
+    /// The newest instructions that may be in it, for ARM.
+    newest: Option<arm::Version>,
+}
+
+/// Boards of 32 bits first: they are why we build at all.
+pub const TARGETS: [Target; 4] = [
+    Target {
+        name: "arm-unknown-linux-musleabihf",
+        zig: "arm-linux-musleabihf",
+        cpu: "arm1176jzf_s",
+        runner: Some(("qemu-arm-static", &["-cpu", "arm1176"])),
+        newest: Some(arm::Version::V6K),
+    },
+    Target {
+        name: "armv7-unknown-linux-musleabihf",
+        zig: "arm-linux-musleabihf",
+        // Some ARMv7 boards (Marvell, early i.MX) have no NEON.
+        cpu: "generic+v7a+vfp3d16-neon-d32",
+        runner: Some(("qemu-arm-static", &["-cpu", "cortex-a7"])),
+        newest: Some(arm::Version::V7),
+    },
+    Target {
+        name: "aarch64-unknown-linux-musl",
+        zig: "aarch64-linux-musl",
+        cpu: "generic",
+        runner: Some(("qemu-aarch64-static", &["-cpu", "cortex-a53"])),
+        newest: None,
+    },
+    Target {
+        name: "x86_64-unknown-linux-musl",
+        zig: "x86_64-linux-musl",
+        cpu: "x86_64",
+        runner: None,
+        newest: None,
+    },
+];
+
+/// Everything that is fetched.
+const FOLDER: &str = "target/cross";
+
+/// Where the standard library's source of this very compiler may be.
+const SUITES: [&str; 4] = ["stable", "trixie-backports", "forky", "sid"];
+
+/// The version that was tried; each is some 100 MB to fetch.
+const ZIG: &str = "0.17.1";
+
+/// `cargo xtask build --target NAME`: the static `coracle`, checked; its path.
+///
+/// # Errors
+/// What could not be fetched, built, or is wrong with the result.
+pub fn build(name: &str) -> anyhow::Result<PathBuf> {
+    let target = find(name)?;
+    let chain = Chain::prepare()?;
+    let config = edits::config()?;
+    chain.cargo(target, &["build", "--release", "--locked", "-p", "coracle", "--config", &config])?;
+    let program = Path::new("target").join(target.name).join("release/coracle");
+    check(target, &program)?;
+    let size = std::fs::metadata(&program)?.len();
+    println!("{}: {:.2} MiB", program.display(), size as f64 / f64::from(1 << 20));
+    Ok(program)
+}
+
+fn find(name: &str) -> anyhow::Result<&'static Target> {
+    let known = TARGETS.iter().map(|target| target.name).collect::<Vec<_>>();
+    let found = TARGETS.iter().find(|target| target.name == name);
+    found.with_context(|| format!("no target {name:?}; there are {}", known.join(", ")))
+}
+
+/// What a program says of itself, and that it runs.
+fn check(target: &Target, program: &Path) -> anyhow::Result<()> {
+    let file = std::fs::File::open(program).with_context(|| program.display().to_string())?;
+    if let Some(newest) = target.newest {
+        let says = arm::attributes(&file).map_err(anyhow::Error::msg)?.context("it has no ARM attributes")?;
+        ensure!(
+            says.version <= newest,
+            "{} has instructions of {:?}: {newest:?} is the newest",
+            target.name,
+            says.version
+        );
+        ensure!(says.hard_float, "{} passes floating point numbers in general registers", target.name);
+        ensure!(newest > arm::Version::V6K || !says.simd, "{} has NEON instructions", target.name);
+    }
+    let Some((runner, words)) = target.runner else { return Ok(()) };
+    install::packages(&["qemu-user-static"])?;
+    let output = Command::new(runner).args(words).arg(program).arg("--version").output();
+    let output = output.with_context(|| format!("starting {runner}"))?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(
+        output.status.success() && said.starts_with("coracle "),
+        "it does not run under {runner} {words:?}: {said}"
+    );
+    Ok(())
+}
+
+/// The tool chain, unpacked.
+struct Chain {
+    folder: PathBuf,
+    library: PathBuf,
+}
+
+impl Chain {
+    /// Fetches what is missing.
+    fn prepare() -> anyhow::Result<Self> {
+        let folder = std::path::absolute(FOLDER)?;
+        std::fs::create_dir_all(folder.join("bin"))?;
+        let library = standard_library(&folder)?;
+        zig(&folder)?;
+        let chain = Self { folder, library };
+        for tool in ["ar", "ranlib"] {
+            chain.script(tool, &format!("{} {tool} \"$@\"", chain.zig()))?;
+        }
+        for target in &TARGETS {
+            // rustc and the cc crate name processors in a way that zig does not know.
+            let drop = "for a do shift; case \"$a\" in --target=*|-march=*|-mcpu=*|-mfpu=*|-mfloat-abi=*|-marm|-mthumb) ;; *) set -- \"$@\" \"$a\" ;; esac; done";
+            let call =
+                format!("{} cc -target {} -mcpu={} -fno-sanitize=all \"$@\"", chain.zig(), target.zig, target.cpu);
+            chain.script(&format!("cc-{}", target.name), &format!("{drop}\nexec {call}"))?;
+        }
+        Ok(chain)
+    }
+
+    fn zig(&self) -> String {
+        format!("\"{}\" -m ziglang", self.folder.join("zig/bin/python").display())
+    }
+
+    fn script(&self, name: &str, text: &str) -> anyhow::Result<()> {
+        let path = self.folder.join("bin").join(name);
+        let text = format!("#!/bin/sh\n{text}\n");
+        if std::fs::read_to_string(&path).is_ok_and(|there| there == text) {
+            return Ok(());
+        }
+        std::fs::write(&path, text)?;
+        Ok(std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?)
+    }
+
+    /// cargo for a target, with a standard library that is built for it.
+    fn cargo(&self, target: &Target, words: &[&str]) -> anyhow::Result<()> {
+        let tool = |name: &str| self.folder.join("bin").join(name);
+        let compiler = tool(&format!("cc-{}", target.name));
+        let (lower, upper) = (target.name.replace('-', "_"), target.name.replace('-', "_").to_uppercase());
+        println!("cargo {} --target {}", words.join(" "), target.name);
+        let mut command = Command::new(env!("CARGO"));
+        command.args(words).args(["--target", target.name]);
+        command.env("RUSTC_BOOTSTRAP", "1").env("CARGO_UNSTABLE_BUILD_STD", "std,panic_abort");
+        command.env("__CARGO_TESTS_ONLY_SRC_ROOT", &self.library);
+        command.env(format!("CARGO_TARGET_{upper}_LINKER"), &compiler);
+        command.env(format!("CARGO_TARGET_{upper}_RUSTFLAGS"), "-C link-self-contained=no");
+        command.env(format!("CC_{lower}"), &compiler);
+        command.env(format!("AR_{lower}"), tool("ar")).env(format!("RANLIB_{lower}"), tool("ranlib"));
+        let status = command.status().context("starting cargo")?;
+        if status.success() { Ok(()) } else { bail!("cargo {} failed", words.join(" ")) }
+    }
+}
+
+/// The source of the standard library, of the compiler's own version, with our edit; its `library` folder.
+fn standard_library(folder: &Path) -> anyhow::Result<PathBuf> {
+    let output = Command::new("rustc").arg("--version").output().context("starting rustc")?;
+    let text = String::from_utf8(output.stdout)?;
+    let version = text.split_whitespace().nth(1).context("rustc has no version")?.to_owned();
+    let version = version.split('-').next().unwrap_or_default();
+    let library = folder.join(format!("suites/rust-src/usr/src/rustc-{version}/library"));
+    let std = library.join("std");
+    if !std.exists() {
+        let suites = Suites::open(&folder.join("suites"), &SUITES)?;
+        let all = suites.versions("rust-src")?;
+        let fits =
+            all.iter().find(|it| it.starts_with(&format!("{version}+")) || it.starts_with(&format!("{version}-")));
+        let fits = fits.with_context(|| format!("Debian has no rust-src {version}, but {}", all.join(", ")))?;
+        suites.unpack(&format!("rust-src={fits}"))?;
+    }
+    if !edits::is_applied(&std, edits::STD) {
+        edits::apply(&std, edits::STD).context("editing the standard library")?;
+    }
+    Ok(library)
+}
+
+fn zig(folder: &Path) -> anyhow::Result<()> {
+    let stamp = folder.join("zig.stamp");
+    if std::fs::read_to_string(&stamp).is_ok_and(|version| version == ZIG) {
+        return Ok(());
+    }
+    install::packages(&["python3-venv"])?;
+    println!("fetching ziglang {ZIG}");
+    run(Command::new("python3").args(["-m", "venv"]).arg(folder.join("zig")))?;
+    run(Command::new(folder.join("zig/bin/pip")).args(["-q", "install", &format!("ziglang=={ZIG}")]))?;
+    Ok(std::fs::write(stamp, ZIG)?)
+}
