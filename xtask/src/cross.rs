@@ -80,6 +80,26 @@ pub fn build(name: &str) -> anyhow::Result<PathBuf> {
     Ok(program)
 }
 
+/// Crates whose unit tests run as another machine: those that go onto a board.
+const TESTED: [&str; 6] = [
+    "coracle", "coracle-board-support", "coracle-compose", "coracle-netconfig", "coracle-runtime",
+    "coracle-timesync",
+];
+
+/// `cargo xtask test --target NAME`: the unit and property tests of everything that goes onto a board, as that processor.
+///
+/// # Errors
+/// What could not be fetched or built, and tests that fail.
+pub fn test(name: &str) -> anyhow::Result<()> {
+    let target = find(name)?;
+    install::packages(&["qemu-user-static"])?;
+    let chain = Chain::prepare()?;
+    let config = edits::config()?;
+    let mut words = vec!["test", "--locked", "--lib", "--config", &config];
+    words.extend(TESTED.iter().flat_map(|name| ["-p", name]));
+    chain.cargo(target, &words)
+}
+
 fn find(name: &str) -> anyhow::Result<&'static Target> {
     let known = TARGETS.iter().map(|target| target.name).collect::<Vec<_>>();
     let found = TARGETS.iter().find(|target| target.name == name);
@@ -165,6 +185,9 @@ impl Chain {
         command.env("__CARGO_TESTS_ONLY_SRC_ROOT", &self.library);
         command.env(format!("CARGO_TARGET_{upper}_LINKER"), &compiler);
         command.env(format!("CARGO_TARGET_{upper}_RUSTFLAGS"), "-C link-self-contained=no");
+        if let Some((runner, words)) = target.runner {
+            command.env(format!("CARGO_TARGET_{upper}_RUNNER"), [&[runner], words].concat().join(" "));
+        }
         command.env(format!("CC_{lower}"), &compiler);
         command.env(format!("AR_{lower}"), tool("ar")).env(format!("RANLIB_{lower}"), tool("ranlib"));
         let status = command.status().context("starting cargo")?;

@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 use std::process::Command;
 
 const USAGE: &str =
-    "usage: cargo xtask test | build [--target NAME] | demo [--once] | bench NAME [--json FILE] | edits
+    "usage: cargo xtask test [--target NAME] | build [--target NAME] | demo [--once] | bench NAME [--json FILE] | edits
 
   build   the static program for a kind of board, or for all; fetches the tools for it
   demo    a release of two services from a real registry, live; installs what it needs
@@ -20,7 +20,8 @@ const USAGE: &str =
   bench   a benchmark beside its peer: pull, start, up10, plan, idle, create, exec, oci; soak: creates and kills by
           the thousand
   edits   what `cargo build` needs to be told for 32-bit boards, for those who build with tools of their own
-  test    formatting, lints and every test of the workspace; installs what the tests need";
+  test    formatting, lints and every test of the workspace; installs what the tests need
+          --target: unit and property tests of what goes onto a board, as its processor in QEMU";
 
 /// Debian packages that the end-to-end tests use.
 const TEST_PACKAGES: &[&str] = &[
@@ -40,7 +41,11 @@ const TEST_PACKAGES: &[&str] = &[
 
 fn main() -> anyhow::Result<()> {
     match std::env::args().nth(1).as_deref() {
-        Some("test") => test(),
+        Some("test") => match &std::env::args().skip(2).collect::<Vec<_>>()[..] {
+            [] => test(),
+            [flag, name] if flag == "--target" => cross::test(name),
+            _ => bail!("{USAGE}"),
+        },
         Some("demo") => demo::run_demo(std::env::args().any(|argument| argument == "--once")),
         Some("bench") => bench(&std::env::args().skip(2).collect::<Vec<_>>()),
         Some("build") => build(&std::env::args().skip(2).collect::<Vec<_>>()),

@@ -70,6 +70,7 @@ pub fn create(order: &Create<'_>) -> Result<State, OciError> {
     let filters = home.filters();
     let filters = Filters { folder: &filters };
     let process = process::prepare(&bundle.config["process"], bundle.config["linux"].get("seccomp"), filters)?;
+    process.check_kernel()?;
     let none = LinuxResources::default();
     let linux = bundle.spec.linux().as_ref();
     let wanted = linux.and_then(|linux| linux.resources().as_ref()).unwrap_or(&none);

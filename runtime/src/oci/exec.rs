@@ -137,6 +137,7 @@ pub fn exec(order: &Exec<'_>) -> Result<i32, OciError> {
     check_terminal(&document, order.console_socket)?;
     let filters = home.filters();
     let mut process = process::prepare(&document, config["linux"].get("seccomp"), Filters { folder: &filters })?;
+    process.check_kernel()?;
     let typed = process.typed()?;
     let unsupported = launcher::unsupported_process(&typed);
     let place = entry::place_below(&state.cgroup, order.cgroup)?;

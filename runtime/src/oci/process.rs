@@ -54,6 +54,18 @@ impl Prepared {
         Ok(Self { heard: Some(byte), ..self.clone() })
     }
 
+    /// Looks whether this kernel has what it needs.
+    ///
+    /// # Errors
+    /// A filter that it cannot have.
+    pub(super) fn check_kernel(&self) -> Result<(), OciError> {
+        if self.filter.is_none() || crate::sys::has_filters() {
+            return Ok(());
+        }
+        let reason = "this kernel has no system call filters (CONFIG_SECCOMP_FILTER)".to_owned();
+        Err(OciError::Refused { field: "linux.seccomp".to_owned(), reason })
+    }
+
     /// What runs last in it. A container waits at `start`, with the hooks of `config` and its `state` for them; a
     /// command waits at `gate`.
     pub(super) fn launch(&self, preserve_fds: u32, at: &Waits, config: Value, state: Value) -> Launch {
@@ -114,10 +126,6 @@ pub(super) fn prepare(
     let effective: Vec<String> = names(&document["capabilities"]["effective"]);
     let listener = Listener::of(seccomp)?;
     let filter = match seccomp.filter(|it| !it.is_null()) {
-        Some(_) if !crate::sys::has_filters() => {
-            let reason = "this kernel has no system call filters (CONFIG_SECCOMP_FILTER)";
-            return Err(refused("linux.seccomp", reason.to_owned()));
-        }
         Some(profile) => {
             let mut profile = profile.clone();
             if let Some(profile) = profile.as_object_mut() {
