@@ -10,6 +10,7 @@ use coracle_runtime::container::{
     ContainerSpec, CpuLimits, DEFAULT_CAPABILITIES, DeviceSpec, HostFile, Limits, Loss, MountSpec,
     NetworkNamespace, ProcessSpec, Rlimit, Seccomp, SharedNamespace, SourceSpec,
 };
+use coracle_runtime::image::DEFAULT_PATH;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
@@ -19,9 +20,6 @@ const SHM_SIZE: u64 = 64 * 1024 * 1024;
 
 /// Period of a CPU quota in microseconds, the kernel's own default (cgroup-v2.rst, `cpu.max`).
 const CPU_PERIOD: u64 = 100_000;
-
-/// PATH when neither image nor file has one (Docker's default).
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Everything that a container is made of.
 pub struct Parts<'a> {
@@ -165,7 +163,7 @@ fn process(service: &Service, image: &KnownImage) -> ProcessSpec {
         env.extend(value.clone().map(|value| (name.clone(), value)));
     }
     if !env.iter().any(|(name, _)| name == "PATH") {
-        env.insert(0, ("PATH".to_owned(), PATH.to_owned()));
+        env.insert(0, ("PATH".to_owned(), DEFAULT_PATH.to_owned()));
     }
     let privileges_grow = service.security_opt.iter().any(|option| option == "no-new-privileges=false");
     let unconfined =

@@ -6,6 +6,7 @@
 //! **Invariant.** Only `container/libcontainer.rs` names libcontainer, and only the shim's workers call it.
 #![deny(unsafe_code)]
 
+mod beneath;
 pub mod container;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;

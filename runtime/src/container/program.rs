@@ -3,6 +3,7 @@
 //! Runs inside the container, as its user. `execve(2)` answers ENOENT for a file that is there, or ENOEXEC for half a
 //! dozen reasons; the file itself tells which.
 
+use crate::image::DEFAULT_PATH;
 use crate::sys;
 use nix::errno::Errno;
 use std::ffi::CString;
@@ -10,9 +11,6 @@ use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
-
-/// Search path when the container sets none; Docker's for Linux.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Bytes of the program that are looked at: the kernel itself reads 256 of a `#!` line (`BINPRM_BUF_SIZE`).
 const HEAD: usize = 256;

@@ -4,6 +4,7 @@
 //! root, as they will for its processes. Volumes may be shared with others that change them meanwhile, so whatever was
 //! resolved is used through a descriptor of its folder, on a way in which no part may be a link by then.
 
+use crate::beneath::{self, names};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
 use nix::mount::{MsFlags, mount};
@@ -12,7 +13,7 @@ use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 /// Links followed in one path, as the kernel does (path_resolution(7)).
 const MAX_LINKS: usize = 40;
@@ -157,32 +158,11 @@ impl Root {
 
     /// Opens a path in which no part may be a link: others may change a volume's content at any moment.
     fn walk(&self, resolved: &Path) -> Result<OwnedFd, Errno> {
-        use rustix::fs::{Mode as Bits, OFlags, ResolveFlags};
+        use rustix::fs::{Mode as Bits, OFlags};
         let relative = resolved.strip_prefix("/").unwrap_or(resolved);
         let relative = if relative.as_os_str().is_empty() { Path::new(".") } else { relative };
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let only = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | ResolveFlags::BENEATH;
-        match rustix::fs::openat2(&self.fd, relative, flags, Bits::empty(), only) {
-            Err(rustix::io::Errno::NOSYS) => self.walk_by_parts(relative),
-            opened => opened.map_err(|errno| Errno::from_raw(errno.raw_os_error())),
-        }
-    }
-
-    /// Before Linux 5.6: part by part.
-    fn walk_by_parts(&self, relative: &Path) -> Result<OwnedFd, Errno> {
-        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let open = |at: &OwnedFd, name: &OsStr| {
-            openat(Some(at.as_raw_fd()), name, flags, Mode::empty()).map(crate::sys::own)
-        };
-        let mut at = open(&self.fd, OsStr::new("."))?;
-        for name in names(relative) {
-            if name == ".." {
-                return Err(Errno::EXDEV);
-            }
-            // Nothing is below a link that was opened itself: the next part says ENOTDIR.
-            at = open(&at, &name)?;
-        }
-        Ok(at)
+        let opened = beneath::open(&self.fd, relative, OFlags::PATH | OFlags::NOFOLLOW, Bits::empty());
+        opened.map_err(|errno| Errno::from_raw(errno.raw_os_error()))
     }
 
     /// The folder that a resolved path lies in, open, and its name there.
@@ -376,14 +356,6 @@ pub fn refuse_below_proc(path: &Path) -> Result<(), RootError> {
         }
     }
     if cleaned.starts_with("proc") { Err(RootError::BelowProc(path.to_owned())) } else { Ok(()) }
-}
-
-fn names(path: &Path) -> impl Iterator<Item = OsString> + '_ {
-    path.components().filter_map(|component| match component {
-        Component::Normal(name) => Some(name.to_owned()),
-        Component::ParentDir => Some("..".into()),
-        Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
-    })
 }
 
 fn is(stat: &FileStat, kind: SFlag) -> bool {

@@ -8,6 +8,9 @@ use std::time::Duration;
 /// Bytes of a configuration; history and labels make the largest ones some hundred KiB.
 pub const MAX_CONFIG: u64 = 4 * 1024 * 1024;
 
+/// PATH when neither image nor service has one (Docker's default).
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// What an image says about how it is run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageConfig {

@@ -21,7 +21,7 @@ mod reference;
 mod registry;
 mod store;
 
-pub use config::{ImageConfig, ImageHealth};
+pub use config::{DEFAULT_PATH, ImageConfig, ImageHealth};
 pub use error::{Error, ErrorKind};
 pub use files::{Files, Found};
 pub use layer::digest_of;

@@ -2,14 +2,15 @@
 //! variant are built for what their builder had, and end with an illegal instruction on an older board.
 
 use super::arm::{self, Attributes, Version};
-use super::config::ImageConfig;
+use super::config::{DEFAULT_PATH, ImageConfig};
 use super::platform::Platform;
+use crate::beneath::names;
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 /// Links that are followed, as the kernel does (path_resolution(7)).
 const MAX_LINKS: usize = 40;
@@ -19,9 +20,6 @@ const MAX_SCRIPTS: usize = 5;
 
 /// Bytes of a script's first line (`BINPRM_BUF_SIZE`).
 const FIRST_LINE: u64 = 256;
-
-/// PATH of an image that has none (Docker's default).
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Says why the image's program does not run on this processor; `None`: it does, or nothing is known against it. `layers`
 /// are folders, topmost first.
@@ -75,7 +73,7 @@ fn find(config: &ImageConfig, layers: &Layers<'_>, program: &Path) -> Option<Pat
         return layers.file(&Path::new(&config.working_dir).join(program));
     }
     let own = config.env.iter().find(|(name, _)| name == "PATH").map(|(_, value)| value.as_str());
-    own.unwrap_or(PATH).split(':').find_map(|folder| layers.file(&Path::new(folder).join(program)))
+    own.unwrap_or(DEFAULT_PATH).split(':').find_map(|folder| layers.file(&Path::new(folder).join(program)))
 }
 
 /// Layers as the kernel's overlay shows them, topmost first.
@@ -153,14 +151,6 @@ fn is_opaque(folder: &Path) -> bool {
     let mut value = [0; 1];
     let read = rustix::fs::lgetxattr(folder, super::layer::OPAQUE, &mut value[..]);
     read.is_ok_and(|length| length == 1) && value == *b"y"
-}
-
-fn names(path: &Path) -> impl DoubleEndedIterator<Item = OsString> + '_ {
-    path.components().filter_map(|component| match component {
-        Component::Normal(name) => Some(name.to_owned()),
-        Component::ParentDir => Some("..".into()),
-        Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
-    })
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! Three threads: one downloads and hashes, one inflates, one hashes again and unpacks; small bounded queues lie
 //! between.
 
-use super::config::{self, MAX_CONFIG};
+use super::config::{self, ImageConfig, MAX_CONFIG};
 use super::error::Error;
 use super::layer::{Hashed, LayerError, decompressed, digest_of, unpack};
 use super::manifest::{self, Document, Layer, Manifest};
@@ -176,9 +176,9 @@ struct Wanted {
     manifest: Manifest,
     manifest_bytes: Vec<u8>,
     config_bytes: Vec<u8>,
+    config: ImageConfig,
     /// ChainIDs, bottom first.
     chain: Vec<String>,
-    diff_ids: Vec<String>,
 }
 
 /// Asks the registry what a pull would fetch. Blocks.
@@ -272,16 +272,22 @@ fn fetch(
         let lower: Vec<PathBuf> = found.chain[..index].iter().rev().map(|chain| store.layer_path(chain)).collect();
         let tell =
             |phase, bytes| progress(Progress { layer: layer.digest.clone(), phase, done: done + bytes, total });
-        let work =
-            LayerWork { store, layer, lower: &lower, diff_id: &found.diff_ids[index], chain, cancel, tell: &tell };
+        let work = LayerWork {
+            store,
+            layer,
+            lower: &lower,
+            diff_id: &found.config.diff_ids[index],
+            chain,
+            cancel,
+            tell: &tell,
+        };
         let bytes = work.run(origin)?;
         done += layer.size;
         layers.push(LayerRecord { chain: chain.clone(), bytes });
     }
     let folders: Vec<PathBuf> = found.chain.iter().rev().map(|chain| store.layer_path(chain)).collect();
-    let config = config::parse(name, &found.config_bytes)?;
     // Before it is an image: whatever runs now goes on.
-    if let Some(reason) = program::unfit(&config, &folders, platform) {
+    if let Some(reason) = program::unfit(&found.config, &folders, platform) {
         return Err(Error::NoPlatform { image: name.to_owned(), reason });
     }
     store.commit_image(name, &found.digest, &found.manifest.config.digest, layers)
@@ -363,14 +369,7 @@ fn check(
         let reason = format!("{} layers, but {} diff_ids", manifest.layers.len(), config.diff_ids.len());
         return Err(Error::bad(name, reason));
     }
-    Ok(Wanted {
-        digest,
-        manifest,
-        manifest_bytes,
-        config_bytes,
-        chain: chain_ids(&config.diff_ids),
-        diff_ids: config.diff_ids,
-    })
+    Ok(Wanted { digest, manifest, manifest_bytes, config_bytes, chain: chain_ids(&config.diff_ids), config })
 }
 
 /// ChainIDs, bottom first (OCI image-spec config.md, "Layer ChainID").
