@@ -45,7 +45,11 @@ impl Loss {
     /// What an error about cgroups says is missing; `None`: it says something else.
     pub(crate) fn of_error(error: &CgroupError) -> Option<Self> {
         match error {
-            CgroupError::Devices { .. } => Some(Self::Devices),
+            // Any other failure is one of a kernel that has it, and is nobody's to accept.
+            CgroupError::Devices { source } => {
+                let lacks = matches!(source.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS));
+                lacks.then_some(Self::Devices)
+            }
             CgroupError::NoController { controller, .. } => Self::of_name(controller),
             _ => None,
         }
@@ -79,5 +83,12 @@ mod tests {
         assert_eq!(Loss::of_error(&lacks("memory")), Some(Loss::Memory));
         assert_eq!(Loss::of_error(&lacks("hugetlb")), None);
         assert_eq!(Loss::of_error(&CgroupError::None), None);
+        assert_eq!(Loss::of_error(&lacks("devices")), Some(Loss::Devices));
+        let failed = |source: std::io::Error| Loss::of_error(&CgroupError::Devices { source });
+        // bpf(2) on a kernel without the call, and without this kind of program.
+        assert_eq!(failed(std::io::Error::from_raw_os_error(libc::ENOSYS)), Some(Loss::Devices));
+        assert_eq!(failed(std::io::Error::from_raw_os_error(libc::EINVAL)), Some(Loss::Devices));
+        assert_eq!(failed(std::io::Error::from_raw_os_error(libc::EPERM)), None);
+        assert_eq!(failed(std::io::Error::other("the program is not in force")), None);
     }
 }

@@ -271,10 +271,9 @@ fn program_for(devices: &Devices) -> Result<Option<Vec<Instruction>>, CgroupErro
 
 /// On v1 there is a controller for devices, and a file that says what it keeps to.
 fn restrict_v1(folder: Option<&Path>, devices: &Devices) -> Result<(), CgroupError> {
-    let failed = |what: &str| CgroupError::Devices { source: io::Error::other(what.to_owned()) };
     match (folder, devices) {
         (_, Devices::All) => Ok(()),
-        (None, _) => Err(failed("no devices controller is mounted")),
+        (None, _) => Err(CgroupError::NoController { field: "devices", controller: "devices".to_owned() }),
         (Some(folder), _) => {
             write_device_rules(folder, devices)?;
             let list = folder.join("devices.list");
@@ -282,7 +281,7 @@ fn restrict_v1(folder: Option<&Path>, devices: &Devices) -> Result<(), CgroupErr
             match devices {
                 // All is allowed again where the kernel keeps no rules at all.
                 Devices::Only(_) if said.lines().any(|line| line == "a *:* rwm") => {
-                    Err(failed("the rules are not in force"))
+                    Err(CgroupError::Devices { source: io::Error::other("the rules are not in force") })
                 }
                 _ => Ok(()),
             }
