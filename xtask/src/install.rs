@@ -1,6 +1,6 @@
 //! Installs Debian packages that are missing.
 
-use anyhow::{Context, ensure};
+use crate::debian;
 use std::process::{Command, Stdio};
 
 /// Installs what is missing. Where that cannot be done (no root, no Debian) it says so and goes on: the tests that
@@ -31,8 +31,5 @@ fn is_installed(package: &str) -> bool {
 }
 
 fn run(command: &mut Command) -> anyhow::Result<()> {
-    command.env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null()).stdout(Stdio::null());
-    let status = command.status().with_context(|| format!("starting {command:?}"))?;
-    ensure!(status.success(), "{command:?} failed");
-    Ok(())
+    debian::run(command.env("DEBIAN_FRONTEND", "noninteractive"))
 }

@@ -170,7 +170,8 @@ impl Launch {
         }
     }
 
-    /// The last thing before the program, and before the reaper, which stays.
+    /// The last thing before the program, and before the reaper, which stays; before the wait for the start when somebody
+    /// answers for calls.
     fn confine(&self) -> Result<(), String> {
         let Some(filter) = &self.filter else { return Ok(()) };
         let listener = sys::load_filter(filter).map_err(|errno| {

@@ -1,9 +1,8 @@
 //! From our description to the OCI runtime configuration that libcontainer reads. Pure.
 
 use super::accounts::Identity;
-
 use super::spec::{ContainerSpec, ExecSpec, MountSpec, ProcessSpec, Seccomp, SharedNamespace, SourceSpec};
-use super::users::IDS;
+use super::users::{self, IDS};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -236,7 +235,8 @@ fn bind(source: &Path, target: &Path, options: &[&str]) -> Value {
 }
 
 fn linux(spec: &ContainerSpec, resolved: &Resolved) -> Value {
-    let outside = |number: u32| resolved.users.as_ref().map_or(number, |(_, first)| first + number.min(IDS - 1));
+    let outside =
+        |number: u32| resolved.users.as_ref().map_or(number, |(_, first)| users::outside(*first, number));
     let devices: Vec<Value> = resolved
         .devices
         .iter()

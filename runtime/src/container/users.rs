@@ -31,6 +31,11 @@ pub(crate) fn range(slot: u32) -> Option<u32> {
     (first <= i32::MAX as u32 - IDS).then_some(first)
 }
 
+/// The machine's number of a user or group of the range from `first` on; one beyond it is nobody there.
+pub(crate) fn outside(first: u32, number: u32) -> u32 {
+    first + number.min(IDS - 1)
+}
+
 /// Users and groups, inside and outside.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mappings {
@@ -140,29 +145,36 @@ pub(crate) fn make_as((uid, gid): (u32, u32)) -> Result<(), String> {
     caps::set(None, CapSet::Effective, &all).map_err(|error| format!("capabilities: {error}"))
 }
 
-/// Shows the folders of an overlay with mapped owners, in new folders of `around`, and returns where each of `paths` is
-/// then.
-///
-/// # Errors
-/// A file system, or a kernel, that cannot do so.
-pub(crate) fn show_mapped(around: &Path, paths: &[&Path], namespace: &OwnedFd) -> Result<Vec<PathBuf>, Failure> {
-    let mut shown: Vec<(&Path, PathBuf)> = Vec::new();
-    let mut moved = Vec::new();
-    for path in paths {
-        let parent = path.parent().ok_or_else(|| failed(format!("{} has no folder around it", path.display())))?;
-        let known = shown.iter().find(|(known, _)| *known == parent).map(|(_, place)| place.clone());
-        let place = match known {
-            Some(place) => place,
-            None => {
-                let place = around.join(format!("mapped-{}", shown.len()));
-                show(parent, &place, namespace)?;
-                shown.push((parent, place.clone()));
-                place
-            }
-        };
-        moved.push(place.join(path.file_name().unwrap_or_default()));
+/// Folders that are shown with mapped owners, in new folders of `around`.
+pub(crate) struct Shown<'a> {
+    around: &'a Path,
+    namespace: &'a OwnedFd,
+    /// What was shown, and where.
+    known: Vec<(PathBuf, PathBuf)>,
+}
+
+impl<'a> Shown<'a> {
+    /// Nothing yet.
+    pub fn new(around: &'a Path, namespace: &'a OwnedFd) -> Self {
+        Self { around, namespace, known: Vec::new() }
     }
-    Ok(moved)
+
+    /// Where a folder is then: the folder around it is shown, once for all that are in it.
+    ///
+    /// # Errors
+    /// A file system, or a kernel, that cannot do so.
+    pub fn place_of(&mut self, path: &Path) -> Result<PathBuf, Failure> {
+        let parent = path.parent().ok_or_else(|| failed(format!("{} has no folder around it", path.display())))?;
+        let name = path.file_name().unwrap_or_default();
+        if let Some((_, place)) = self.known.iter().find(|(known, _)| known == parent) {
+            return Ok(place.join(name));
+        }
+        let place = self.around.join(format!("mapped-{}", self.known.len()));
+        show(parent, &place, self.namespace)?;
+        let moved = place.join(name);
+        self.known.push((parent.to_owned(), place));
+        Ok(moved)
+    }
 }
 
 fn show(folder: &Path, place: &Path, namespace: &OwnedFd) -> Result<(), Failure> {

@@ -211,23 +211,23 @@ fn path_of(fd: &OwnedFd) -> PathBuf {
 fn give(file: &Path, first: u32) -> Result<(), Failure> {
     let failed = |error| io_failure("giving to the service's users", file, &error);
     let metadata = std::fs::symlink_metadata(file).map_err(failed)?;
-    let outside = |number: u32| first + number.min(users::IDS - 1);
     if metadata.uid() >= first {
         return Ok(());
     }
-    std::os::unix::fs::lchown(file, Some(outside(metadata.uid())), Some(outside(metadata.gid()))).map_err(failed)
+    let (uid, gid) = (users::outside(first, metadata.uid()), users::outside(first, metadata.gid()));
+    std::os::unix::fs::lchown(file, Some(uid), Some(gid)).map_err(failed)
 }
 
 /// The root once more, now that it is ready, with owners as the container's users.
 fn remount_mapped(folders: &Folders, spec: &ContainerSpec, users: &OwnedFd, first: u32) -> Result<(), Failure> {
     umount2(&folders.root, MntFlags::MNT_DETACH).map_err(internal("unmounting the root"))?;
-    let mut paths: Vec<&Path> = spec.lower.iter().map(PathBuf::as_path).collect();
-    paths.extend([spec.upper.as_path(), spec.work.as_path()]);
-    let shown = users::show_mapped(&folders.containers.join(&spec.id), &paths, users)?;
-    let [lower @ .., upper, work] = &shown[..] else { return Ok(()) };
+    let bundle = folders.containers.join(&spec.id);
+    let mut shown = users::Shown::new(&bundle, users);
+    let lower = spec.lower.iter().map(|path| shown.place_of(path)).collect::<Result<Vec<_>, _>>()?;
+    let (upper, work) = (shown.place_of(&spec.upper)?, shown.place_of(&spec.work)?);
     // The overlay works in its folders as who mounted it: a user that is there.
     users::make_as((first, first)).map_err(refused)?;
-    let mounted = rootfs::mount_overlay(lower, upper, work, &folders.root);
+    let mounted = rootfs::mount_overlay(&lower, &upper, &work, &folders.root);
     users::make_as((0, 0)).map_err(refused)?;
     mounted.map_err(|error| match error {
         RootError::System { source: Errno::EINVAL, .. } => refused(

@@ -119,9 +119,6 @@ fn check(spec: &Spec) -> Result<(), Unfit> {
         return Err(refused("root", "is missing"));
     }
     let process = spec.process().as_ref().ok_or_else(|| refused("process", "is missing"))?;
-    if process.args().is_none() {
-        return Err(refused("process.args", "names no program"));
-    }
     if !process.cwd().is_absolute() {
         return Err(refused("process.cwd", format!("{} is not absolute", process.cwd().display())));
     }

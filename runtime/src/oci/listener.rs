@@ -6,15 +6,13 @@
 //! the descriptor out of it and sends it.
 
 use super::error::{OciError, errno, io};
+use crate::container::launcher::terminal;
 use crate::container::worker;
 use crate::sys;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MemFdCreateFlag, memfd_create};
-use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, sendmsg, socket,
-};
-use serde::{Deserialize, Serialize};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use serde_json::{Value, json};
 use std::fs::File;
 use std::io::{IoSlice, Write};
@@ -28,12 +26,12 @@ const DESCRIPTOR: &str = "anon_inode:seccomp notify";
 const MOST_LOOKS: usize = 10_000;
 
 /// Who answers.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Listener {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Listener {
     /// Their socket.
-    pub path: PathBuf,
+    path: PathBuf,
     /// What they want to be told with it.
-    pub metadata: String,
+    metadata: String,
 }
 
 impl Listener {
@@ -90,8 +88,7 @@ impl Listener {
         let document = json!({
             "ociVersion": super::VERSION, "fds": ["seccompFd"], "pid": pid, "metadata": self.metadata, "state": state,
         });
-        let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-        connect(fd.as_raw_fd(), &UnixAddr::new(&self.path)?)?;
+        let fd = terminal::connect(&self.path)?;
         let rights = [descriptor.as_raw_fd()];
         let control = [ControlMessage::ScmRights(&rights)];
         let text = document.to_string();

@@ -33,12 +33,14 @@ pub use create::{Create, create};
 pub use error::OciError;
 pub use exec::{Change, Exec, exec};
 pub use helper::run as helper;
-pub use listener::Listener;
 pub use operate::{delete, pause, processes, reap, resume, signal, start, state, take_orphans, update};
 pub(crate) use process::limit_number;
 pub use state::{State, Status, list};
 
-/// Everything that decides about a configuration, and makes nothing; `None`: it is refused, in one line.
+/// Everything that decides about a configuration, and makes nothing.
+///
+/// # Errors
+/// Why it is refused, one line.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn decide(text: &[u8]) -> Result<Value, String> {
     let (mut config, spec) = bundle::parse(text).map_err(|unfit| match unfit {

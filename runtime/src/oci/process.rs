@@ -11,6 +11,7 @@ use crate::sys::SharedByte;
 use oci_spec::runtime::Process;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::borrow::Cow;
 use std::fs::File;
 use std::os::fd::RawFd;
 use std::path::Path;
@@ -127,11 +128,12 @@ pub(super) fn prepare(
     let listener = Listener::of(seccomp)?;
     let filter = match seccomp.filter(|it| !it.is_null()) {
         Some(profile) => {
-            let mut profile = profile.clone();
-            if let Some(profile) = profile.as_object_mut() {
-                // For who answers, not for the filter.
-                profile.remove("listenerPath");
-                profile.remove("listenerMetadata");
+            let mut profile = Cow::Borrowed(profile);
+            // For who answers, not for the filter.
+            for name in ["listenerPath", "listenerMetadata"] {
+                if profile.get(name).is_some() {
+                    profile.to_mut().as_object_mut().and_then(|profile| profile.remove(name));
+                }
             }
             let capabilities: Vec<&str> = bounding.iter().map(String::as_str).collect();
             let program = filters.of_document(&profile, &capabilities, listener.is_some());

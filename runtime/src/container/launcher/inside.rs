@@ -101,7 +101,7 @@ fn become_container(
         .map(sys::own)
         .map_err(text("/proc/sys"))?;
     let root = prepare_root(order)?;
-    if let Some(owner) = namespaces.owner {
+    if let Some(owner) = namespaces.owner() {
         users::make_as(owner)?;
     }
     mounts::mount_all(order, &root, owners, &numbers)?;

@@ -16,7 +16,7 @@ mod inside;
 mod mounts;
 mod namespaces;
 mod privileges;
-mod terminal;
+pub(crate) mod terminal;
 
 use super::cgroup::place::Place;
 use super::libcontainer::{Io, Launch};
@@ -118,7 +118,7 @@ pub(crate) fn unsupported_process(process: &oci_spec::runtime::Process) -> Optio
 pub(crate) fn create(place: &Place, order: &Order<'_>) -> Result<i32, Failure> {
     close_to_others()?;
     let namespaces = namespaces::Plan::of(order.spec).map_err(refused)?;
-    let owners = mounts::Owners::of(order.spec)?;
+    let owners = mounts::Owners::of(order.spec, &namespaces)?;
     let (ours, theirs) = channel()?;
     let console = console(&order.io)?;
     let inside = || {

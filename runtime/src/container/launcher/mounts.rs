@@ -3,6 +3,7 @@
 
 use super::super::rootfs::{Kind, Root};
 use super::super::users::{self, Mappings};
+use super::namespaces::Plan;
 use super::{Failure, Order, refused};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
@@ -157,11 +158,11 @@ pub(super) struct Owners(Vec<(Mappings, OwnedFd)>);
 const MAX_OWNERS: usize = 16;
 
 impl Owners {
-    /// Makes what a configuration needs.
+    /// Makes what a configuration needs; the container's own is there already.
     ///
     /// # Errors
     /// More than is bearable, or what the kernel does not take.
-    pub fn of(spec: &Spec) -> Result<Self, Failure> {
+    pub fn of(spec: &Spec, namespaces: &Plan) -> Result<Self, Failure> {
         let mut owners = Self::default();
         for mount in spec.mounts().iter().flatten() {
             let Some(mappings) = Mappings::of(mount.uid_mappings(), mount.gid_mappings()) else { continue };
@@ -173,7 +174,10 @@ impl Owners {
                     "mounts: more than {MAX_OWNERS} different uidMappings and gidMappings"
                 )));
             }
-            let namespace = mappings.namespace()?;
+            let namespace = match namespaces.users_of(&mappings) {
+                Some(own) => own.try_clone_to_owned().map_err(|error| refused(format!("mounts: {error}")))?,
+                None => mappings.namespace()?,
+            };
             owners.0.push((mappings, namespace));
         }
         Ok(owners)

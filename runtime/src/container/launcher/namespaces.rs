@@ -9,6 +9,7 @@ use nix::sched::{CloneFlags, setns};
 use nix::unistd::Pid;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
 
 /// Namespaces of a container.
 #[derive(Debug, Default)]
@@ -23,8 +24,8 @@ pub(super) struct Plan {
     pid: Option<Other>,
     /// A user namespace, entered last: until then everything is done by the machine's root.
     pub users: Option<Other>,
-    /// Its user and group 0 as the machine has them: who makes folders, nodes and terminals for it.
-    pub owner: Option<(u32, u32)>,
+    /// The mappings of that one.
+    pub mappings: Option<Mappings>,
 }
 
 /// A namespace of another's. The kernel is told its kind: a path that leads to one of another kind would put the
@@ -79,10 +80,20 @@ impl Plan {
         }
         if plan.users.is_some() {
             let linux = spec.linux().as_ref();
-            let mappings = linux.and_then(|linux| Mappings::of(linux.uid_mappings(), linux.gid_mappings()));
-            plan.owner = mappings.and_then(|mappings| mappings.root());
+            plan.mappings = linux.and_then(|linux| Mappings::of(linux.uid_mappings(), linux.gid_mappings()));
         }
         Ok(plan)
+    }
+
+    /// User and group 0 of the user namespace, as the machine has them: who makes folders, nodes and terminals for it.
+    pub fn owner(&self) -> Option<(u32, u32)> {
+        self.mappings.as_ref()?.root()
+    }
+
+    /// The user namespace, for mounts of its mappings.
+    pub fn users_of(&self, mappings: &Mappings) -> Option<BorrowedFd<'_>> {
+        let users = self.users.as_ref().filter(|_| self.mappings.as_ref() == Some(mappings));
+        users.map(|users| users.file.as_fd())
     }
 
     /// Starts `inside` in them, born in the container's cgroup.

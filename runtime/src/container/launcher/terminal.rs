@@ -15,11 +15,11 @@ use std::path::Path;
 /// File system of terminals (linux/magic.h).
 const DEVPTS_SUPER_MAGIC: u64 = 0x1cd1;
 
-/// Connects to the socket that wants the master.
+/// Connects to the socket that wants the master, or another descriptor.
 ///
 /// # Errors
 /// Nobody listens there; a path of more than 107 bytes (unix(7)) is taken through its folder.
-pub(super) fn connect(path: &Path) -> Result<OwnedFd, Errno> {
+pub(crate) fn connect(path: &Path) -> Result<OwnedFd, Errno> {
     let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     match UnixAddr::new(path) {
         Ok(address) => connect_socket(fd.as_raw_fd(), &address)?,
