@@ -40,6 +40,7 @@ pub struct Guest {
     programs: Vec<PathBuf>,
     arguments: Vec<String>,
     longest: Duration,
+    systemd: bool,
 }
 
 impl Guest {
@@ -55,6 +56,7 @@ impl Guest {
             arguments: vec!["-nic".into(), "none".into()],
             // Every instruction is translated, because not every machine lends its own virtualisation.
             longest: Duration::from_secs(300),
+            systemd: false,
         })
     }
 
@@ -70,6 +72,16 @@ impl Guest {
     pub fn program(mut self, path: &Path) -> Self {
         self.programs.push(path.to_owned());
         self
+    }
+
+    /// Debian's systemd as its first process, which runs the script as a service and has no other.
+    #[must_use]
+    pub fn systemd(mut self) -> Self {
+        // The second does the work of the first before a service runs, since systemd 254.
+        let programs = ["systemd", "systemd-executor"].map(|name| Path::new(SYSTEMD).join(name));
+        self.programs.extend(programs.into_iter().filter(|path| path.exists()));
+        self.systemd = true;
+        self.program(Path::new("/usr/bin/systemctl"))
     }
 
     /// A network on which this machine's loopback is 10.0.2.2 (QEMU's user network).
@@ -111,7 +123,7 @@ impl Guest {
             .arg(&self.kernel.image)
             .arg("-initrd")
             .arg(&initrd)
-            .args(["-append", "console=ttyS0 loglevel=1 panic=-1 cgroup_no_v1=all"])
+            .args(["-append", "console=ttyS0 loglevel=1 panic=-1 cgroup_no_v1=all systemd.show_status=0"])
             .args(&self.arguments)
             .stdin(Stdio::null())
             .output()
@@ -123,7 +135,7 @@ impl Guest {
     }
 
     fn fill(&self, root: &Path, modules: &Path, script: &str) -> anyhow::Result<()> {
-        for folder in ["bin", "lib", "lib64", "proc", "modules", "newroot", "given"] {
+        for folder in ["bin", "etc", "lib", "lib64", "proc", "modules", "newroot", "given"] {
             std::fs::create_dir_all(root.join(folder))?;
         }
         copy(Path::new("/bin/busybox"), &root.join("bin/busybox"))?;
@@ -141,8 +153,16 @@ impl Guest {
         for (from, to) in &self.files {
             run(Command::new("cp").arg("-a").arg(from).arg(root.join("given").join(to)))?;
         }
+        if self.systemd {
+            let units = root.join("etc/systemd/system");
+            std::fs::create_dir_all(&units)?;
+            std::fs::write(units.join("default.target"), "[Unit]\nWants=script.service\n")?;
+            std::fs::write(units.join("script.service"), SERVICE)?;
+            write_script(&root.join("init"), &INIT.replace("/newroot /script", "/newroot /bin/systemd"))?;
+            return write_script(&root.join("script"), &format!("{ENVIRONMENT}{BEGIN}{script}{FINISH}"));
+        }
         write_script(&root.join("init"), INIT)?;
-        write_script(&root.join("script"), &format!("{PREPARE}{script}{FINISH}"))
+        write_script(&root.join("script"), &format!("{ENVIRONMENT}{PREPARE}{BEGIN}{script}{FINISH}"))
     }
 }
 
@@ -196,14 +216,19 @@ const INIT: &str = "#!/bin/busybox sh
 mount -t proc proc /proc
 for module in /modules/*; do insmod $module; done
 mount -t tmpfs -o size=70% tmpfs /newroot
-cp -a /bin /lib /lib64 /given /script /newroot
-mkdir /newroot/proc /newroot/sys /newroot/dev /newroot/run /newroot/tmp /newroot/etc
+cp -a /bin /etc /lib /lib64 /given /script /newroot
+ln -s . /newroot/usr
+mkdir /newroot/proc /newroot/sys /newroot/dev /newroot/run /newroot/tmp /newroot/var
 umount /proc
 exec switch_root /newroot /script
 ";
 
-const PREPARE: &str = "#!/bin/sh
+const ENVIRONMENT: &str = "#!/bin/sh
 export PATH=/bin HOME=/ RUST_BACKTRACE=0
+echo 'root:x:0:0::/:/bin/sh' > /etc/passwd
+";
+
+const PREPARE: &str = "
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
@@ -212,8 +237,25 @@ mount -t tmpfs tmpfs /run
 mount -t cgroup2 cgroup /sys/fs/cgroup
 ip link set lo up
 if ip link set eth0 up 2> /dev/null; then ip addr add 10.0.2.15/24 dev eth0; fi
-echo 'root:x:0:0::/:/bin/sh' > /etc/passwd
+";
+
+const BEGIN: &str = "
 echo 'SCRIPT BEGINS'
+";
+
+/// Where Debian has systemd's own programs.
+const SYSTEMD: &str = "/usr/lib/systemd";
+
+/// Nothing of a usual machine is there to come before it.
+const SERVICE: &str = "[Unit]
+DefaultDependencies=no
+
+[Service]
+Type=oneshot
+ExecStart=/script
+StandardOutput=tty
+StandardError=inherit
+TTYPath=/dev/console
 ";
 
 const FINISH: &str = "

@@ -6,6 +6,7 @@ use coracle_tests::image::Image;
 use coracle_tests::needs;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::path::Path;
 
 const PROJECT: &str = r#"
 name: demo
@@ -283,5 +284,110 @@ fn the_oci_command_line_on_cgroup_v2() -> anyhow::Result<()> {
     let events: Value = serde_json::from_str(lines.get("events").context("events")?)?;
     ensure!(events["data"]["memory"]["usage"]["limit"] == 67_108_864, "{events}");
     ensure!(events["data"]["pressure"]["memory"]["some"]["total"].is_number(), "no pressure: {events}");
+    Ok(())
+}
+
+/// systemd is the first process; its part of the work is done by systemd.
+const SYSTEMD: &str = r#"
+R="coracle oci --root /run/oci"
+S="$R --systemd-cgroup"
+cg=/sys/fs/cgroup/machine.slice/test-one.scope
+gone() { for n in $(seq 100); do test -e $1 || break; sleep 0.1; done; test -e $1 && echo left || echo gone; }
+cd /given/box
+$S run --detach one > /dev/null; echo "run: $?"
+echo "place: $(cut -d : -f 3 /proc/$($R state one | sed -n 's/.*"pid": *\([0-9]*\).*/\1/p')/cgroup)"
+echo "scope: $(systemctl show test-one.scope -p ActiveState -p Slice -p Delegate -p KillSignal -p Description | sort | tr '\n' ' ')"
+echo "beside: $(cd $cg && ls -d */ | tr '\n' ' ')"
+limits() { cat $cg/container/memory.max $cg/container/pids.max $cg/container/cpu.max | tr '\n' ' '; }
+echo "limits: $(limits)"
+systemctl daemon-reload; echo "reloaded: $? $(limits)"
+echo "device: $($R exec one sh -c 'head -c 1 < /dev/l > /dev/null 2>&1 && echo yes || echo no')"
+$R update --memory 33554432 one; systemctl daemon-reload; echo "updated: $(cat $cg/container/memory.max)"
+$R pause one; echo "paused: $($R state one | grep -c paused) $(systemctl is-active test-one.scope)"; $R resume one
+$S create one > /tmp/twice 2>&1; echo "twice: $? $(systemctl is-active test-one.scope)"
+$R delete -f one; echo "deleted: $? $(ls -d $cg 2> /dev/null)$(systemctl is-active test-one.scope)"
+for n in 1 2 3 4 5; do $S run --detach one > /dev/null && $R delete -f one || echo failed; done; echo "again: $?"
+$S run --detach one > /dev/null; systemctl stop test-one.scope; echo "stopped: $($R state one | grep -c stopped)"; $R delete one; echo "after: $?"
+cd /given/short; $S run short; echo "short: $? $(gone /sys/fs/cgroup/system.slice/coracle-short.scope)"
+cd /given/bad; $S run bad; echo "bad: $? $(gone /sys/fs/cgroup/machine.slice/test-bad.scope)"
+cd /given/plain; $S run plain 2>&1 | sed 's/^/plain: /'; echo "left: $(ls /run/oci) $(systemctl list-units --type scope --all --no-legend | grep -vc init.scope)"
+cd /given/box; for after in 0.01 0.02 0.04 0.06 0.08 0.1 0.15 0.2; do
+timeout -s KILL $after coracle oci --root /run/oci --systemd-cgroup create killed > /dev/null 2>&1 < /dev/null; $R delete -f killed || echo "not deleted"; done
+echo "killed: $(gone $cg) $(ls /run/oci)"
+ln -s /bin/coracle /bin/coracle-oci
+P() { podman --conmon /bin/conmon --runtime /bin/coracle-oci "$@"; }
+P run --rm --network none --memory 32m --name two --rootfs /given/short/rootfs \
+  sh -c 'echo "inside $(cat /proc/self/cgroup)"; exit 5' 2>&1 | sed 's/^/podman: /'
+P run -d --network none --memory 32m --name three --rootfs /given/short/rootfs sleep 1000 > /tmp/id
+echo "podman place: $(cut -d : -f 3 /proc/$(P inspect -f '{{.State.Pid}}' three)/cgroup | sed "s/$(cat /tmp/id)/ID/")"
+echo "podman exec: $(P exec three echo there)"
+P rm -f -t 0 three > /dev/null; echo "podman rm: $? $(gone /sys/fs/cgroup/machine.slice/libpod-$(cat /tmp/id).scope)"
+"#;
+
+#[test]
+fn systemd_is_asked_for_a_scope() -> anyhow::Result<()> {
+    needs!("qemu-system-x86_64", "busybox", "dpkg", "apt-cache", "systemctl", "podman", "conmon");
+    if std::env::consts::ARCH != "x86_64" {
+        println!("skipped: the machine of the test is x86-64");
+        return Ok(());
+    }
+    let folder = tempfile::tempdir()?;
+    let write = |name: &str, path: &str, args: &[&str]| -> anyhow::Result<()> {
+        let bundle = folder.path().join(name);
+        coracle_tests::bundle::busybox(&bundle.join("rootfs"))?;
+        let mut config = coracle_runtime::oci::template::config(false);
+        config["process"]["terminal"] = json!(false);
+        config["process"]["rlimits"] = json!([]);
+        config["process"]["args"] = json!(args);
+        config["linux"]["cgroupsPath"] = json!(path);
+        config["linux"]["devices"] = json!([{ "path": "/dev/l", "type": "b", "major": 7, "minor": 0 }]);
+        config["linux"]["resources"] = json!({
+            "memory": { "limit": 64 << 20 }, "cpu": { "quota": 50_000, "period": 100_000 }, "pids": { "limit": 44 },
+        });
+        config["annotations"] = json!({ "org.systemd.property.KillSignal": "9" });
+        Ok(std::fs::write(bundle.join("config.json"), config.to_string())?)
+    };
+    write("box", "machine.slice:test:one", &["sleep", "1000"])?;
+    write("short", "", &["sh", "-c", "exit 6"])?;
+    write("bad", "machine.slice:test:bad", &["/no/such/program"])?;
+    write("plain", "/plain", &["true"])?;
+    let given = |name: &str| folder.path().join(name);
+    let mut guest =
+        Guest::new()?.systemd().program(Path::new("/usr/bin/podman")).program(Path::new("/usr/bin/conmon"));
+    for name in ["box", "short", "bad", "plain"] {
+        guest = guest.give(&given(name), name);
+    }
+    let said = guest.run(SYSTEMD)?;
+    println!("{said}");
+    let lines: BTreeMap<&str, &str> = said.lines().filter_map(|line| line.split_once(": ")).collect();
+    for (name, wanted) in [
+        ("run", "0"),
+        ("place", "/machine.slice/test-one.scope/container"),
+        ("scope", "ActiveState=active Delegate=yes Description=container one KillSignal=9 Slice=machine.slice"),
+        ("beside", "container/"),
+        ("limits", "67108864 44 50000 100000"),
+        ("reloaded", "0 67108864 44 50000 100000"),
+        ("device", "no"),
+        ("updated", "33554432"),
+        ("paused", "1 active"),
+        ("twice", "1 active"),
+        ("deleted", "0 inactive"),
+        ("again", "0"),
+        ("stopped", "1"),
+        ("after", "0"),
+        ("short", "6 gone"),
+        ("bad", "1 gone"),
+        ("left", " 0"),
+        ("killed", "gone"),
+        ("podman", "inside 0::/"),
+        ("podman place", "/machine.slice/libpod-ID.scope/container"),
+        ("podman exec", "there"),
+        ("podman rm", "0 gone"),
+    ] {
+        let is = lines.get(name).with_context(|| format!("no {name}: {said}"))?;
+        assert_eq!(is.trim(), wanted.trim(), "{name}: {said}");
+    }
+    let plain = lines.get("plain").context("plain")?;
+    ensure!(plain.contains("linux.cgroupsPath") && plain.contains("SLICE:PREFIX:NAME"), "{plain}");
     Ok(())
 }

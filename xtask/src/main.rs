@@ -32,6 +32,7 @@ const TEST_PACKAGES: &[&str] = &[
     "iproute2",
     "qemu-system-x86",
     "e2fsprogs",
+    "systemd",
     // An engine that drives the OCI command line.
     "podman",
     // Judges of the system call filter.

@@ -177,6 +177,7 @@ fn create(options: &Options, bundle: &Bundle, console_socket: Option<&Path>) -> 
         preserve_fds: options.preserve_fds,
         no_pivot: options.no_pivot,
         no_new_keyring: options.no_new_keyring,
+        systemd_cgroup: options.systemd_cgroup,
         helper: Path::new(SELF),
     })?)
 }

@@ -34,6 +34,8 @@ pub struct Options {
     pub no_pivot: bool,
     /// `--no-new-keyring`.
     pub no_new_keyring: bool,
+    /// `--systemd-cgroup`.
+    pub systemd_cgroup: bool,
     /// `--no-subreaper`.
     pub no_subreaper: bool,
     /// `--keep`.
@@ -98,6 +100,7 @@ impl Default for Options {
             preserve_fds: 0,
             no_pivot: false,
             no_new_keyring: false,
+            systemd_cgroup: false,
             no_subreaper: false,
             keep: false,
             detach: false,
@@ -140,7 +143,6 @@ const LIMITS: &[&str] = &[
 
 /// Options that name what is not to be had, and why.
 const REFUSED: &[(&str, &str)] = &[
-    ("systemd-cgroup", "cgroups are made in the kernel's file system: there is no systemd on a board"),
     ("kernel-memory", "the kernel has no such limit since 5.4"),
     ("kernel-memory-tcp", "write it as --resources, for cgroup v1"),
     ("l3-cache-schema", "Intel RDT is not supported"),
@@ -210,10 +212,6 @@ impl Options {
 
     fn long(&mut self, name: &str, arguments: &mut lexopt::Parser) -> Result<(), Usage> {
         if let Some((_, why)) = REFUSED.iter().find(|(known, _)| *known == name) {
-            // `--systemd-cgroup=false` asks for nothing.
-            if name == "systemd-cgroup" && !flag(arguments)? {
-                return Ok(());
-            }
             return Err(Usage(format!("--{name}: {why}")));
         }
         if self.command == "update" && LIMITS.contains(&name) {
@@ -243,6 +241,7 @@ impl Options {
             "preserve-fds" => self.preserve_fds = number(name, arguments)?,
             "no-pivot" => self.no_pivot = flag(arguments)?,
             "no-new-keyring" => self.no_new_keyring = flag(arguments)?,
+            "systemd-cgroup" => self.systemd_cgroup = flag(arguments)?,
             "no-subreaper" => self.no_subreaper = flag(arguments)?,
             "keep" => self.keep = flag(arguments)?,
             "detach" => self.detach = flag(arguments)?,
@@ -380,12 +379,12 @@ mod tests {
         assert!(parse("delete --force=true c1").expect("understood").force);
         assert!(!parse("delete --force=false c1").expect("understood").force);
         assert!(parse("delete --force=maybe c1").is_err());
+        assert!(parse("--systemd-cgroup create c1").expect("understood").systemd_cgroup);
+        assert!(!parse("--systemd-cgroup=false create c1").expect("understood").systemd_cgroup);
     }
 
     #[test]
     fn what_is_not_to_be_had_is_refused_by_name() {
-        assert!(parse("--systemd-cgroup create c1").is_err_and(|it| it.starts_with("--systemd-cgroup: ")));
-        assert!(parse("--systemd-cgroup=false create c1").is_ok());
         assert!(parse("update --l3-cache-schema x c1").is_err_and(|it| it.contains("Intel RDT")));
         assert!(parse("checkpoint c1").is_err());
     }

@@ -15,7 +15,7 @@ coracle-oci: an OCI runtime, with the options of runc
   coracle oci [--root FOLDER] [--log FILE] [--log-format text|json] [--debug] COMMAND [OPTION...]
 
   create ID     make a container from a bundle   --bundle, -b  --console-socket  --pid-file  --preserve-fds N
-                                                 --no-pivot  --no-new-keyring
+                                                 --no-pivot  --no-new-keyring  --systemd-cgroup
   start ID      let its program run
   run ID        create, start, wait, delete      as create, and --detach, -d  --keep  --no-subreaper
   exec ID ...   run a command in it              --process, -p FILE  --tty, -t  --env, -e  --user, -u UID[:GID]

@@ -256,6 +256,7 @@ fn make_cgroups(spec: &ContainerSpec, nodes: &[DeviceNode]) -> Result<entry::Mad
     }
     Ok(entry::make(&Order {
         cgroup: &spec.cgroup,
+        delegated: None,
         settings: &spec.limits,
         tasks: Some(tasks(&spec.limits)),
         devices: if spec.privileged { Devices::All } else { Devices::Only(allowed) },

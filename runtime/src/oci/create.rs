@@ -10,6 +10,7 @@ use super::listener;
 use super::process::{self, Prepared, Waits};
 use super::resources;
 use super::state::{Home, State, begin_of};
+use super::systemd;
 use crate::container;
 use crate::container::cgroup::devices::{Access, Kind, Rule};
 use crate::container::cgroup::entry::{self, CgroupError, Devices, Order, Present};
@@ -54,6 +55,8 @@ pub struct Create<'a> {
     pub no_pivot: bool,
     /// The caller's session keyring, not one of its own.
     pub no_new_keyring: bool,
+    /// The cgroup is asked of systemd.
+    pub systemd_cgroup: bool,
     /// The program that runs as `oci-helper`: this one.
     pub helper: &'a Path,
 }
@@ -74,18 +77,24 @@ pub fn create(order: &Create<'_>) -> Result<State, OciError> {
     let none = LinuxResources::default();
     let linux = bundle.spec.linux().as_ref();
     let wanted = linux.and_then(|linux| linux.resources().as_ref()).unwrap_or(&none);
-    let cgroup = cgroup_path(linux.and_then(|linux| linux.cgroups_path().as_deref()), order.id)?;
+    let path = linux.and_then(|linux| linux.cgroups_path().as_deref());
+    let annotations = bundle.spec.annotations().as_ref();
+    let scope = order.systemd_cgroup.then(|| systemd::Wanted::parse(path, order.id, annotations)).transpose()?;
+    let cgroup = if scope.is_some() { String::new() } else { cgroup_path(path, order.id)? };
     let devices = devices(bundle, wanted)?;
     home.make()?;
+    // Held until the container is there, or is given up.
+    let scope = scope.map(|wanted| wanted.make()).transpose().inspect_err(|_| drop(home.remove()))?;
     let state = State {
         oci_version: super::VERSION.to_owned(),
         id: order.id.to_owned(),
         bundle: bundle.folder.clone(),
         rootfs: bundle.rootfs.clone(),
-        annotations: bundle.spec.annotations().clone().unwrap_or_default().into_iter().collect(),
+        annotations: annotations.cloned().unwrap_or_default().into_iter().collect(),
         created_unix_ns: crate::shim::unix_now_ns(),
         owner: nix::unistd::geteuid().as_raw(),
-        cgroup,
+        cgroup: scope.as_ref().map_or(cgroup, systemd::Scope::container),
+        scope: scope.as_ref().map(|scope| scope.cgroup().to_owned()),
         pid: 0,
         begun: 0,
         started: false,
@@ -120,6 +129,7 @@ fn make(
     }
     let cgroups = entry::make(&Order {
         cgroup: &state.cgroup,
+        delegated: state.scope.as_deref(),
         settings: wanted,
         tasks: resources::tasks(wanted),
         devices,

@@ -27,6 +27,7 @@ mod process;
 mod resources;
 mod state;
 pub mod statistics;
+mod systemd;
 pub mod template;
 
 pub use create::{Create, create};

@@ -5,6 +5,7 @@ use super::error::{OciError, errno, io};
 use super::hooks::{self, Moment};
 use super::resources;
 use super::state::{Home, State, Status};
+use super::systemd;
 use crate::container::cgroup::{self, entry};
 use crate::container::worker;
 use crate::shim::{Failure, FailureKind};
@@ -132,6 +133,9 @@ pub fn delete(root: &Path, id: &str, force: bool) -> Result<(), OciError> {
     entry::remove(&state.cgroup)?;
     home.remove()?;
     hooks::run_all(&state.hooks, Moment::Poststop, &state.document(Status::Stopped));
+    if let Some(scope) = &state.scope {
+        systemd::wait_until_gone(scope);
+    }
     Ok(())
 }
 

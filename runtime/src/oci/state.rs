@@ -41,6 +41,9 @@ pub struct State {
     pub owner: u32,
     /// Path of its cgroup.
     pub cgroup: String,
+    /// The scope of systemd's that its cgroup is in.
+    #[serde(default)]
+    pub scope: Option<String>,
     /// The process; 0 while it is made.
     pub pid: i32,
     /// When the process began, in the kernel's ticks since boot: another one with the same number is another one.
@@ -283,6 +286,7 @@ mod tests {
             created_unix_ns: 0,
             owner: 0,
             cgroup: "/no-such-cgroup".to_owned(),
+            scope: None,
             pid: own,
             begun,
             started: true,

@@ -234,6 +234,7 @@ fn order<'a>(root: &'a Path, id: &'a str, bundle: &'a Loaded) -> Create<'a> {
         preserve_fds: 0,
         no_pivot: false,
         no_new_keyring: false,
+        systemd_cgroup: false,
         helper: Path::new("/proc/self/exe"),
     }
 }

@@ -146,6 +146,8 @@ pub enum Present {
 pub struct Order<'a> {
     /// Path below the hierarchies' roots.
     pub cgroup: &'a str,
+    /// A cgroup on the way that was handed over, with all below it: what is above stays as it is (v2).
+    pub delegated: Option<&'a str>,
     /// Settings, for v1 and for v2.
     pub settings: &'a dyn Settings,
     /// The limit on tasks.
@@ -229,7 +231,7 @@ pub fn make(order: &Order<'_>) -> Result<Made, CgroupError> {
     let relative = cgroup.trim_start_matches('/');
     if let Some(root) = hierarchies.unified() {
         let settings = order.settings.v2()?;
-        let folder = make_unified(root, relative, &settings)?;
+        let folder = make_unified(root, relative, order.delegated, &settings)?;
         for setting in &settings {
             order.bear(set(&folder, setting))?;
         }
@@ -487,10 +489,20 @@ fn remove_folder(folder: &Path) -> io::Result<()> {
     }
 }
 
-fn make_unified(root: &Path, relative: &str, settings: &[Setting]) -> Result<PathBuf, CgroupError> {
+fn make_unified(
+    root: &Path,
+    relative: &str,
+    delegated: Option<&str>,
+    settings: &[Setting],
+) -> Result<PathBuf, CgroupError> {
+    let given = root.join(delegated.unwrap_or_default().trim_start_matches('/'));
     let mut folder = root.to_owned();
     let wanted = |name: &str| V2_CONTROLLERS.contains(&name) || settings.iter().any(|it| it.controller == name);
     for name in relative.split('/') {
+        if !folder.starts_with(&given) {
+            folder.push(name);
+            continue;
+        }
         let present = std::fs::read_to_string(folder.join("cgroup.controllers")).unwrap_or_default();
         for name in present.split_whitespace().filter(|name| wanted(name)) {
             // One that cannot be switched on is missed by the limit that wants it.
