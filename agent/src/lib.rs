@@ -28,12 +28,14 @@ pub mod plan;
 pub mod restart;
 pub mod settings;
 pub mod status;
+pub mod supervisor;
 pub mod target;
 mod translate;
 mod usage;
 pub mod wanted;
 
 use paths::Paths;
+use supervisor::Mode;
 
 /// Threads for what blocks: one pull (which has two more of its own), and short file and netlink work beside it.
 const BLOCKING_THREADS: usize = 4;
@@ -41,11 +43,12 @@ const BLOCKING_THREADS: usize = 4;
 /// An idle thread ends after this: before memory is given back.
 const KEEP_THREADS: std::time::Duration = std::time::Duration::from_secs(1);
 
-/// Runs the agent until SIGTERM, SIGINT or an order ends it. Containers go on.
+/// Runs the agent until SIGTERM, SIGINT or an order ends it. Containers go on, unless SIGPWR says that the machine goes
+/// down: then services are stopped in their order first.
 ///
 /// # Errors
 /// When it cannot begin, or no shim can be had.
-pub fn run_agent(paths: Paths) -> anyhow::Result<()> {
+pub fn run_agent(paths: Paths, mode: Mode) -> anyhow::Result<()> {
     coracle_runtime::memory::use_one_heap();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -53,21 +56,30 @@ pub fn run_agent(paths: Paths) -> anyhow::Result<()> {
         .thread_keep_alive(KEEP_THREADS)
         .build()?;
     let local = tokio::task::LocalSet::new();
-    let result = local.block_on(&runtime, run(paths));
+    let result = local.block_on(&runtime, run(paths, mode));
     // A pull that blocks on its registry is no reason to stay.
     runtime.shutdown_background();
     result
 }
 
-async fn run(paths: Paths) -> anyhow::Result<()> {
+async fn run(paths: Paths, mode: Mode) -> anyhow::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
-    let (engine, handle) = engine::Loop::new(paths).await?;
+    let (engine, handle) = engine::Loop::new(paths, mode).await?;
     let sender = handle.sender.clone();
     let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut power = signal(SignalKind::from_raw(nix::libc::SIGPWR))?;
     tokio::task::spawn_local(async move {
-        tokio::select! { _ = term.recv() => {}, _ = interrupt.recv() => {} }
-        // The loop may be at its end already.
-        let _ = sender.send(engine::Message::End).await;
+        loop {
+            let message = tokio::select! {
+                _ = power.recv() => engine::Message::GoDown,
+                _ = term.recv() => engine::Message::End,
+                _ = interrupt.recv() => engine::Message::End,
+            };
+            // The loop may be at its end already.
+            if sender.send(message).await.is_err() {
+                return;
+            }
+        }
     });
     tokio::select! {
         served = control::serve(handle) => Ok(served?),

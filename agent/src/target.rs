@@ -89,6 +89,16 @@ impl Target {
         durable::write_json_with_care(path, self)
     }
 
+    /// The same, with every service stopped by hand.
+    #[must_use]
+    pub fn all_stopped(&self) -> Self {
+        let mut target = self.clone();
+        for wanted in target.projects.values_mut() {
+            wanted.stopped = wanted.project.services.keys().cloned().collect();
+        }
+        target
+    }
+
     /// After a boot: `always` means always, also for what was stopped by hand (Docker's rule; `unless-stopped` is
     /// the other one). True when something changed.
     pub fn forget_stops_of_always(&mut self) -> bool {

@@ -40,7 +40,22 @@ pub struct Guest {
     programs: Vec<PathBuf>,
     arguments: Vec<String>,
     longest: Duration,
-    systemd: bool,
+    first: First,
+    /// More on the kernel's command line.
+    words: String,
+    /// More programs that `coracle init` keeps running.
+    kept: String,
+}
+
+/// The first process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum First {
+    /// The script itself.
+    Script,
+    /// systemd, which runs the script as a service.
+    Systemd,
+    /// `coracle init`, which runs it as a program of the image's; these modules are its to load.
+    Init(Vec<&'static str>),
 }
 
 impl Guest {
@@ -56,7 +71,9 @@ impl Guest {
             arguments: vec!["-nic".into(), "none".into()],
             // Every instruction is translated, because not every machine lends its own virtualisation.
             longest: Duration::from_secs(300),
-            systemd: false,
+            first: First::Script,
+            words: String::new(),
+            kept: String::new(),
         })
     }
 
@@ -80,8 +97,30 @@ impl Guest {
         // The second does the work of the first before a service runs, since systemd 254.
         let programs = ["systemd", "systemd-executor"].map(|name| Path::new(SYSTEMD).join(name));
         self.programs.extend(programs.into_iter().filter(|path| path.exists()));
-        self.systemd = true;
+        self.first = First::Systemd;
         self.program(Path::new("/usr/bin/systemctl"))
+    }
+
+    /// `coracle init` as its first process, on what it finds: disks, a network, a watchdog. The script is one of the
+    /// programs that it keeps running; `modules` are there beside those that every test needs, and nothing has loaded any.
+    #[must_use]
+    pub fn init(mut self, modules: &[&'static str]) -> Self {
+        self.first = First::Init(modules.to_vec());
+        self
+    }
+
+    /// More words for the kernel's command line.
+    #[must_use]
+    pub fn words(mut self, words: &str) -> Self {
+        self.words = words.to_owned();
+        self
+    }
+
+    /// One more program that `coracle init` keeps running, as a line of `/etc/coracle/programs`.
+    #[must_use]
+    pub fn keeps(mut self, line: &str) -> Self {
+        self.kept = format!("{line}\n");
+        self
     }
 
     /// A network on which this machine's loopback is 10.0.2.2 (QEMU's user network).
@@ -110,6 +149,24 @@ impl Guest {
     /// # Errors
     /// When the machine cannot be made, or does not reach the script's end.
     pub fn run(&self, script: &str) -> anyhow::Result<String> {
+        let (text, ended) = self.start(script)?;
+        let said = text.split_once("SCRIPT BEGINS\n").and_then(|(_, rest)| rest.split_once("SCRIPT ENDS\n"));
+        said.map(|(said, _)| said.to_owned()).with_context(|| format!("{ended}: {text}"))
+    }
+
+    /// Runs a script that the machine's reset ends; what it wrote.
+    ///
+    /// # Errors
+    /// When the machine cannot be made, or is not reset.
+    pub fn run_until_reset(&self, script: &str) -> anyhow::Result<String> {
+        let (text, ended) = self.start(script)?;
+        ensure!(ended == "exit status: 0" && !text.contains("SCRIPT ENDS"), "{ended}: {text}");
+        let said = text.split_once("SCRIPT BEGINS\n").map(|(_, said)| said.to_owned());
+        said.with_context(|| format!("the script was not reached: {text}"))
+    }
+
+    /// What it wrote, and how it ended.
+    fn start(&self, script: &str) -> anyhow::Result<(String, String)> {
         let folder = tempfile::tempdir()?;
         let root = folder.path().join("root");
         self.fill(&root, &self.kernel.modules, script)?;
@@ -123,15 +180,18 @@ impl Guest {
             .arg(&self.kernel.image)
             .arg("-initrd")
             .arg(&initrd)
-            .args(["-append", "console=ttyS0 loglevel=1 panic=-1 cgroup_no_v1=all systemd.show_status=0"])
+            .arg("-append")
+            .arg(format!(
+                "console=ttyS0 loglevel=1 panic=-1 cgroup_no_v1=all systemd.show_status=0 {}",
+                self.words
+            ))
             .args(&self.arguments)
             .stdin(Stdio::null())
             .output()
             .context("starting qemu-system-x86_64")?;
         let text = String::from_utf8_lossy(&output.stdout).replace('\r', "");
-        let said = text.split_once("SCRIPT BEGINS\n").and_then(|(_, rest)| rest.split_once("SCRIPT ENDS\n"));
-        let errors = String::from_utf8_lossy(&output.stderr);
-        said.map(|(said, _)| said.to_owned()).with_context(|| format!("{}: {text}\n{errors}", output.status))
+        let text = text + &String::from_utf8_lossy(&output.stderr);
+        Ok((text, output.status.to_string()))
     }
 
     fn fill(&self, root: &Path, modules: &Path, script: &str) -> anyhow::Result<()> {
@@ -153,7 +213,10 @@ impl Guest {
         for (from, to) in &self.files {
             run(Command::new("cp").arg("-a").arg(from).arg(root.join("given").join(to)))?;
         }
-        if self.systemd {
+        if let First::Init(more) = &self.first {
+            return self.fill_for_init(root, more, script);
+        }
+        if self.first == First::Systemd {
             let units = root.join("etc/systemd/system");
             std::fs::create_dir_all(&units)?;
             std::fs::write(units.join("default.target"), "[Unit]\nWants=script.service\n")?;
@@ -163,6 +226,38 @@ impl Guest {
         }
         write_script(&root.join("init"), INIT)?;
         write_script(&root.join("script"), &format!("{ENVIRONMENT}{PREPARE}{BEGIN}{script}{FINISH}"))
+    }
+}
+
+impl Guest {
+    fn fill_for_init(&self, root: &Path, more: &[&str], script: &str) -> anyhow::Result<()> {
+        let kernel = self.kernel.modules.parent().context("a folder of modules")?;
+        let wanted: Vec<&str> =
+            ["overlay", "virtio_pci", "virtio_blk", "virtio_net"].iter().chain(more).copied().collect();
+        // A watchdog in software has no device that would call for it.
+        let early = ["overlay"].into_iter().chain(more.contains(&"softdog").then_some("softdog"));
+        let chosen = crate::modules::choose(kernel, &wanted, &early.collect::<Vec<_>>())?;
+        let release = kernel.file_name().context("a release")?;
+        crate::modules::copy(kernel, &chosen, &root.join("lib/modules").join(release))?;
+        let _ = std::fs::remove_dir_all(root.join("modules"));
+        std::fs::create_dir_all(root.join("modules"))?;
+        std::fs::create_dir_all(root.join("sbin"))?;
+        for name in ["init", "modprobe"] {
+            std::os::unix::fs::symlink("/bin/coracle", root.join("sbin").join(name))?;
+        }
+        let settings = root.join("etc/coracle");
+        std::fs::create_dir_all(&settings)?;
+        std::fs::write(settings.join("programs"), format!("script /script\n{}", self.kept))?;
+        std::fs::write(root.join("etc/machine-id"), "")?;
+        let init = INIT.replace("for module in /modules/*; do insmod $module; done\n", "");
+        let init =
+            init.replace("cp -a /bin", "cp -a /sbin /bin").replace("/newroot /script", "/newroot /sbin/init");
+        write_script(&root.join("init"), &init)?;
+        let begin = format!("{ENVIRONMENT}exec > /dev/console 2>&1\n{BEGIN}");
+        write_script(
+            &root.join("script"),
+            &format!("{begin}{script}\necho 'SCRIPT ENDS'\nkill -USR2 1; sleep 1000\n"),
+        )
     }
 }
 

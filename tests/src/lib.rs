@@ -10,6 +10,7 @@ pub mod bundle;
 pub mod debian;
 pub mod guest;
 pub mod image;
+pub mod modules;
 pub mod powercut;
 pub mod proxy;
 pub mod soak;

@@ -2,7 +2,7 @@
 //! linker and C library from the `ziglang` package.
 
 use crate::debian::{Suites, run};
-use crate::{edits, install};
+use crate::{edits, install, size};
 use anyhow::{Context, bail, ensure};
 use coracle_runtime::image::arm;
 use std::os::unix::fs::PermissionsExt;
@@ -69,11 +69,23 @@ const ZIG: &str = "0.17.1";
 /// # Errors
 /// What could not be fetched, built, or is wrong with the result.
 pub fn build(name: &str) -> anyhow::Result<PathBuf> {
+    build_with(name, "release")
+}
+
+/// `cargo xtask size --target NAME`: prints what each crate adds to that program.
+///
+/// # Errors
+/// As [`build`].
+pub fn size(name: &str) -> anyhow::Result<()> {
+    size::print(&build_with(name, "symbols")?)
+}
+
+fn build_with(name: &str, profile: &str) -> anyhow::Result<PathBuf> {
     let target = find(name)?;
     let chain = Chain::prepare()?;
     let config = edits::config()?;
-    chain.cargo(target, &["build", "--release", "--locked", "-p", "coracle", "--config", &config])?;
-    let program = Path::new("target").join(target.name).join("release/coracle");
+    chain.cargo(target, &["build", "--profile", profile, "--locked", "-p", "coracle", "--config", &config])?;
+    let program = Path::new("target").join(target.name).join(profile).join("coracle");
     check(target, &program)?;
     let size = std::fs::metadata(&program)?.len();
     println!("{}: {:.2} MiB", program.display(), size as f64 / f64::from(1 << 20));
@@ -182,6 +194,8 @@ impl Chain {
         let mut command = Command::new(env!("CARGO"));
         command.args(words).args(["--target", target.name]);
         command.env("RUSTC_BOOTSTRAP", "1").env("CARGO_UNSTABLE_BUILD_STD", "std,panic_abort");
+        // Without its default features: a panic says where it was, and not by which way; a board has no names of functions.
+        command.env("CARGO_UNSTABLE_BUILD_STD_FEATURES", "optimize_for_size");
         command.env("__CARGO_TESTS_ONLY_SRC_ROOT", &self.library);
         command.env(format!("CARGO_TARGET_{upper}_LINKER"), &compiler);
         command.env(format!("CARGO_TARGET_{upper}_RUSTFLAGS"), "-C link-self-contained=no");

@@ -13,14 +13,26 @@ struct Edited {
     patches: &'static [&'static str],
 }
 
-const CRATES: &[Edited] = &[Edited {
-    name: "libcontainer",
-    version: "0.7.0",
-    patches: &[
-        include_str!("../patches/libcontainer-0.7.0-devpts-magic.patch"),
-        include_str!("../patches/libcontainer-0.7.0-32-bit-ids.patch"),
-    ],
-}];
+const CRATES: &[Edited] = &[
+    Edited {
+        name: "libcontainer",
+        version: "0.7.0",
+        patches: &[
+            include_str!("../patches/libcontainer-0.7.0-devpts-magic.patch"),
+            include_str!("../patches/libcontainer-0.7.0-32-bit-ids.patch"),
+            include_str!("../patches/libcontainer-0.7.0-intel-rdt.patch"),
+            include_str!("../patches/libcontainer-0.7.0-json-values.patch"),
+        ],
+    },
+    Edited {
+        name: "oci-spec",
+        version: "0.10.0",
+        patches: &[
+            include_str!("../patches/oci-spec-0.10.0-cpu-affinity.patch"),
+            include_str!("../patches/oci-spec-0.10.0-json-values.patch"),
+        ],
+    },
+];
 
 /// The standard library's: 32-bit musl has had a clock of 64 bits since 1.2, and std asks glibc's alone.
 pub const STD: &str = include_str!("../patches/std-1.95-musl-time64.patch");

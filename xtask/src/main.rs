@@ -7,18 +7,20 @@ mod demo;
 mod edits;
 mod install;
 mod peers;
+mod size;
 
 use anyhow::{Context, bail};
 use std::process::Command;
 
 const USAGE: &str =
-    "usage: cargo xtask test [--target NAME] | build [--target NAME] | demo [--once] | bench NAME [--json FILE] | edits
+    "usage: cargo xtask test [--target NAME] | build [--target NAME] | size [--target NAME] | demo [--once] | bench NAME [--json FILE] | edits
 
   build   the static program for a kind of board, or for all; fetches the tools for it
   demo    a release of two services from a real registry, live; installs what it needs
           --once: without a terminal, asks both services, takes all down, fails when anything was wrong
   bench   a benchmark beside its peer: pull, start, up10, plan, idle, create, exec, oci; soak: creates and kills by
           the thousand
+  size    what each crate adds to the program, for ARMv6 or another target
   edits   what `cargo build` needs to be told for 32-bit boards, for those who build with tools of their own
   test    formatting, lints and every test of the workspace; installs what the tests need
           --target: unit and property tests of what goes onto a board, as its processor in QEMU";
@@ -33,6 +35,9 @@ const TEST_PACKAGES: &[&str] = &[
     "qemu-system-x86",
     "e2fsprogs",
     "systemd",
+    // Makers of cards.
+    "fdisk",
+    "dosfstools",
     // An engine that drives the OCI command line.
     "podman",
     // Judges of the system call filter.
@@ -50,6 +55,11 @@ fn main() -> anyhow::Result<()> {
         Some("demo") => demo::run_demo(std::env::args().any(|argument| argument == "--once")),
         Some("bench") => bench(&std::env::args().skip(2).collect::<Vec<_>>()),
         Some("build") => build(&std::env::args().skip(2).collect::<Vec<_>>()),
+        Some("size") => match &std::env::args().skip(2).collect::<Vec<_>>()[..] {
+            [] => cross::size(cross::TARGETS[0].name),
+            [flag, name] if flag == "--target" => cross::size(name),
+            _ => bail!("{USAGE}"),
+        },
         Some("edits") => {
             println!("{}", edits::config()?);
             Ok(())

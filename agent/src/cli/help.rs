@@ -235,7 +235,10 @@ const COMMANDS: &[About] = &[
         name: "agent",
         usage: "agent",
         line: "run the agent in the foreground",
-        options: &[],
+        options: &[
+            ("--supervised", "somebody else starts the shim (coracle init)"),
+            ("--safe", "do no step of a plan; what runs goes on"),
+        ],
         examples: &[],
         internal: true,
     },

@@ -191,6 +191,6 @@ fn shim(paths: &Paths) -> Done {
 
 fn agent(options: &Options) -> Done {
     log_to_stderr()?;
-    crate::run_agent(options.paths.clone()).inspect_err(|error| eprintln!("{error:#}"))?;
+    crate::run_agent(options.paths.clone(), options.mode).inspect_err(|error| eprintln!("{error:#}"))?;
     Ok(Code::Done)
 }

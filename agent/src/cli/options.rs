@@ -1,6 +1,7 @@
 //! Options of all commands, read once.
 
 use crate::paths::Paths;
+use crate::supervisor::Mode;
 use lexopt::prelude::*;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -86,6 +87,8 @@ pub struct Options {
     pub tty: Option<bool>,
     /// `--privileged`.
     pub privileged: bool,
+    /// `--supervised` and `--safe`, of the agent.
+    pub mode: Mode,
     /// Everything that is no option.
     pub rest: Vec<String>,
 }
@@ -144,6 +147,8 @@ impl Options {
                 Short('e') | Long("env") => {
                     options.env.push(pair(&mut arguments, "--env takes NAME=VALUE")?);
                 }
+                Long("supervised") => options.mode.supervised = true,
+                Long("safe") => options.mode.safe = true,
                 Long("privileged") => options.privileged = true,
                 Value(value) => {
                     options.rest.push(value.to_string_lossy().into_owned());

@@ -25,7 +25,7 @@ pub const MAX_REQUEST: u64 = 8 * 1024 * 1024;
 
 /// What is asked.
 #[derive(Debug, Serialize, Deserialize)]
-#[serde(tag = "op", rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
     /// A project is wanted.
     Up {
@@ -119,7 +119,7 @@ pub struct LogRequest {
 
 /// An answer.
 #[derive(Debug, Serialize, Deserialize)]
-#[serde(tag = "is", rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case")]
 pub enum Reply {
     /// An order was taken.
     Taken {

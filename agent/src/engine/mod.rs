@@ -27,6 +27,7 @@ use crate::execute::{Context, Gate, Started, StepError};
 use crate::paths::Paths;
 use crate::plan::{self, Action, Plan};
 use crate::status::Status;
+use crate::supervisor::{Mode, Supervisor};
 use crate::target::Target;
 use coracle_runtime::image::{Progress, Store};
 use coracle_runtime::network::subnet::Foreign;
@@ -94,6 +95,8 @@ pub enum Message {
     RulesDue,
     /// End; containers go on.
     End,
+    /// The machine goes down: stop everything in order, then end.
+    GoDown,
 }
 
 /// What a deed brought.
@@ -126,6 +129,9 @@ struct Known {
 /// The agent's state. One thread owns it.
 pub struct Engine {
     context: Context,
+    mode: Mode,
+    /// The machine goes down: nothing is wanted any more, and the target stays for the next boot.
+    going_down: bool,
     shim_pid: i32,
     target: Target,
     images: BTreeMap<String, KnownImage>,
@@ -199,7 +205,7 @@ impl Loop {
     ///
     /// # Errors
     /// When the folders cannot be used or no shim can be had.
-    pub async fn new(paths: Paths) -> anyhow::Result<(Self, Handle)> {
+    pub async fn new(paths: Paths, mode: Mode) -> anyhow::Result<(Self, Handle)> {
         use anyhow::Context as _;
         paths.make().with_context(|| format!("using {} and {}", paths.data.display(), paths.run.display()))?;
         let lock = only_agent(&paths)?;
@@ -216,7 +222,7 @@ impl Loop {
         }
         observe::remember_boot(&paths)?;
         let (sender, receiver) = mpsc::channel(QUEUE);
-        let connection = shim::connect(&paths).await?;
+        let connection = shim::connect(&paths, mode).await?;
         let paths = Rc::new(paths);
         let (running_sender, running) = watch::channel(BTreeSet::new());
         let (status_sender, status) = watch::channel(Rc::new(Status::default()));
@@ -228,6 +234,8 @@ impl Loop {
             Context { paths: Rc::clone(&paths), store: store.clone(), client: connection.client, running };
         let mut engine = Engine {
             context,
+            mode,
+            going_down: false,
             shim_pid: connection.shim_pid,
             target,
             images: BTreeMap::new(),
@@ -270,12 +278,26 @@ impl Loop {
     /// When no shim can be had any more.
     pub async fn run(mut self) -> anyhow::Result<()> {
         let mut look = true;
+        let supervisor = Supervisor::from_environment();
+        let mut sign = supervisor.as_ref().map(|supervisor| {
+            supervisor.ready();
+            boot_now() + supervisor.every
+        });
         let mut tidy = Some(boot_now() + coracle_runtime::memory::QUIET);
         loop {
             if look {
                 self.engine.look_at_shim().await;
             }
             let plan = self.engine.turn();
+            if self.engine.is_down(&plan) {
+                return Ok(());
+            }
+            let alive = async {
+                match sign {
+                    Some(at) => tokio::time::sleep(at.saturating_sub(boot_now())).await,
+                    None => std::future::pending().await,
+                }
+            };
             let wake = async {
                 let pulls = self.engine.running.values().any(|it| matches!(it.action, Action::Pull { .. }));
                 let pause = plan.wake.map(|until| until.saturating_sub(boot_now()));
@@ -295,6 +317,14 @@ impl Loop {
             let message = tokio::select! {
                 message = self.receiver.recv() => message,
                 () = wake => { look = false; continue }
+                () = alive => {
+                    sign = supervisor.as_ref().map(|supervisor| {
+                        supervisor.alive();
+                        boot_now() + supervisor.every
+                    });
+                    look = false;
+                    continue
+                }
                 () = quiet => {
                     // Work that is under way tells its end.
                     tidy = None;
@@ -312,6 +342,10 @@ impl Loop {
                 }
                 match message {
                     Message::End => return Ok(()),
+                    Message::GoDown => {
+                        tracing::info!("the machine goes down: stopping the services");
+                        self.engine.going_down = true;
+                    }
                     Message::ShimGone => {
                         self.reconnect().await?;
                         look = true;
@@ -328,7 +362,7 @@ impl Loop {
 
     async fn reconnect(&mut self) -> anyhow::Result<()> {
         tracing::warn!("the shim is gone; starting another");
-        let connection = shim::connect(&self.engine.context.paths).await?;
+        let connection = shim::connect(&self.engine.context.paths, self.engine.mode).await?;
         self.engine.ears.listen(connection.events);
         *self.client.borrow_mut() = connection.client.clone();
         self.engine.context.client = connection.client;
@@ -338,13 +372,23 @@ impl Loop {
     }
 }
 
+fn is_stop(action: &Action) -> bool {
+    matches!(action, Action::Stop { .. })
+}
+
 impl Engine {
     /// Plans, does what is ready, tells the new status.
     fn turn(&mut self) -> Plan {
         let current = self.current();
-        let plan = plan::plan(&current, &self.target, boot_now());
+        let plan = match self.going_down {
+            true => plan::plan(&current, &self.target.all_stopped(), boot_now()),
+            false => plan::plan(&current, &self.target, boot_now()),
+        };
         for step in plan.steps.iter().filter(|step| step.is_ready()) {
-            self.launch(step, &current);
+            let may = if self.going_down { is_stop(&step.action) } else { !self.mode.safe };
+            if may {
+                self.launch(step, &current);
+            }
         }
         self.cancel_unwanted(&plan);
         self.open_gates(&plan);
@@ -353,6 +397,13 @@ impl Engine {
         self.update_oom_watches();
         self.publish(&plan);
         plan
+    }
+
+    /// The machine goes down, and nothing is left to stop.
+    fn is_down(&self, plan: &Plan) -> bool {
+        self.going_down
+            && !self.running.values().any(|it| is_stop(&it.action))
+            && !plan.steps.iter().any(|step| is_stop(&step.action))
     }
 
     /// Takes one message; true when the shim must be looked at.
@@ -391,7 +442,7 @@ impl Engine {
                 self.rules_lost(&projects);
                 false
             }
-            Message::ShimGone | Message::End => true,
+            Message::ShimGone | Message::GoDown | Message::End => true,
         }
     }
 

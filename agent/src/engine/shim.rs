@@ -3,8 +3,9 @@
 use super::Message;
 use super::probe::{End, Execs};
 use crate::paths::Paths;
+use crate::supervisor::Mode;
 use anyhow::Context;
-use coracle_runtime::shim::{Client, Connection, Event, Request};
+use coracle_runtime::shim::{Client, ClientError, Connection, Event, Request};
 use std::cell::RefCell;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -14,18 +15,35 @@ use tokio::sync::{mpsc, watch};
 
 /// Looks for a shim that was just started.
 const TRIES: u32 = 200;
-/// Between two looks; together four seconds, for a board under load.
+/// Looks for a shim that somebody else starts, after a pause of up to 30 s when it ended again and again.
+const WAITS: u32 = 3000;
+/// Between two looks; of ours together four seconds, for a board under load.
 const TRY_PAUSE: Duration = Duration::from_millis(20);
 
 /// Connects to the shim and hears its events; starts one when there is none.
 ///
 /// # Errors
 /// When none can be started, or it speaks another protocol.
-pub async fn connect(paths: &Paths) -> anyhow::Result<Connection> {
-    ensure(paths).await?;
+pub async fn connect(paths: &Paths, mode: Mode) -> anyhow::Result<Connection> {
+    if mode.supervised {
+        wait(paths).await?;
+    } else {
+        ensure(paths).await?;
+    }
     let connection = Client::connect(&paths.shim_socket()).await?;
     connection.client.tell(Request::Subscribe, &[]).await.context("subscribing to the shim's events")?;
     Ok(connection)
+}
+
+/// Waits for a shim that somebody else starts.
+async fn wait(paths: &Paths) -> anyhow::Result<()> {
+    for _ in 0..WAITS {
+        match Client::connect(&paths.shim_socket()).await {
+            Err(ClientError::Connect { .. }) => tokio::time::sleep(TRY_PAUSE).await,
+            connected => return Ok(connected.map(drop)?),
+        }
+    }
+    anyhow::bail!("there is no shim at {}", paths.shim_socket().display())
 }
 
 /// Starts the shim when none listens.
@@ -33,7 +51,6 @@ pub async fn connect(paths: &Paths) -> anyhow::Result<Connection> {
 /// # Errors
 /// When it does not come up.
 pub async fn ensure(paths: &Paths) -> anyhow::Result<()> {
-    use coracle_runtime::shim::ClientError;
     match Client::connect(&paths.shim_socket()).await {
         Err(ClientError::Connect { .. }) => {}
         Ok(_) => return Ok(()),

@@ -3,6 +3,7 @@
 use super::options::{Options, Usage};
 use super::{MAX_FILE, Problem, foreground};
 use oci_spec::runtime::LinuxResources;
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 /// The limits that are to change.
@@ -21,7 +22,7 @@ pub fn resources(options: &Options) -> Result<LinuxResources, Problem> {
     for (name, value) in &options.limits {
         set(&mut document, name, value)?;
     }
-    serde_json::from_value(Value::Object(document))
+    LinuxResources::deserialize(&Value::Object(document))
         .map_err(|error| Problem::new(1, coracle_runtime::one_line(&format!("limits: {error}"))))
 }
 

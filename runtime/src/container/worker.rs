@@ -28,6 +28,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 use nix::unistd::Pid;
+use serde::Deserialize;
 use std::ffi::CString;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -300,7 +301,7 @@ fn launch_main(
     };
     let (io, console) = io_for(output, &folders.containers.join(&spec.id))?;
     let cgroups = make_cgroups(spec, &resolved.devices)?;
-    let config: oci_spec::runtime::Spec = serde_json::from_value(oci::config(spec, resolved))
+    let config = oci_spec::runtime::Spec::deserialize(&oci::config(spec, resolved))
         .map_err(|error| Failure::new(FailureKind::Internal, format!("the configuration: {error}")))?;
     let pid = launcher::create(
         &cgroups.place,
@@ -359,7 +360,7 @@ pub fn exec(
     }
     // The account files that a command sees are the container's present ones.
     let identity = read_accounts(&root)?.resolve(&process.user, &process.group_add)?;
-    let config: oci_spec::runtime::Process = serde_json::from_value(oci::process(&process, &identity))
+    let config = oci_spec::runtime::Process::deserialize(&oci::process(&process, &identity))
         .map_err(|error| Failure::new(FailureKind::Internal, format!("the command's process: {error}")))?;
     let (report, report_write) = crate::shim::pipe().map_err(internal("making a pipe"))?;
     let (gate, gate_write) =

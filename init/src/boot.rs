@@ -1,0 +1,394 @@
+//! From the kernel's hand to a board that is ready for its programs. Whatever is missing is said, and the rest goes on.
+
+use crate::log::{Log, error, info, warning};
+use crate::modules::{self, Index, Loader};
+use crate::mounts::{self, Mount};
+use crate::settings::{self, Settings};
+use crate::storage::{self, Content};
+use crate::{clock, files, random, swap, sys, watchdog};
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::{MountFlags, mount, mount_bind};
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Where partitions are mounted.
+pub const DATA: &str = "/mnt/data";
+/// The device's own small files.
+pub const STATE: &str = "/mnt/state";
+/// Kernel and `config.json`.
+pub const BOOT: &str = "/mnt/boot";
+
+/// How long a partition is waited for: a card is there in a second, a USB disk in ten.
+const LONGEST_WAIT: Duration = Duration::from_secs(20);
+/// Between two looks.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// Bytes of the kernel's command line (`COMMAND_LINE_SIZE` is 4096 at most).
+const MAX_COMMAND_LINE: u64 = 8192;
+
+/// What a boot came to.
+#[derive(Debug)]
+pub struct Booted {
+    /// What the image and the command line say.
+    pub settings: Settings,
+    /// Modules, for devices that come later.
+    pub modules: Index,
+    /// Where they are.
+    pub module_folder: PathBuf,
+    /// The kernel's command line.
+    pub command_line: String,
+    /// What the board lacks, in words, for its status.
+    pub lacks: Vec<String>,
+}
+
+/// Steps that every process with this number needs, before anything else.
+pub fn first() {
+    use rustix::fs::open;
+    // An initial ramdisk may have no console node; descriptors 0 to 2 must be something before others are opened.
+    let console = open("/dev/console", OFlags::RDWR | OFlags::NOCTTY, Mode::empty())
+        .or_else(|_| open("/dev/null", OFlags::RDWR, Mode::empty()));
+    if let Ok(console) = console {
+        let _ = rustix::stdio::dup2_stdin(&console);
+        let _ = rustix::stdio::dup2_stdout(&console);
+        let _ = rustix::stdio::dup2_stderr(&console);
+    }
+    rustix::process::umask(Mode::from_bits_truncate(0o022));
+    let _ = std::env::set_current_dir("/");
+    let _ = rustix::process::setsid();
+}
+
+/// Mounts what is the kernel's own.
+pub fn mount_all() -> Vec<String> {
+    let text = |path: &str| files::read_text(path, 64 * 1024).unwrap_or_default();
+    // What is known of the memory is in /proc, which is the first.
+    let before: Vec<Mount> = mounts::all(0).into_iter().take(1).collect();
+    let mut lacks: Vec<String> = before.iter().filter_map(mount_one).collect();
+    let memory = mounts::memory_kib(&text("/proc/meminfo")).unwrap_or(64 * 1024);
+    lacks.extend(mounts::all(memory).iter().skip(1).filter_map(mount_one));
+    lacks
+}
+
+fn mount_one(wanted: &Mount) -> Option<String> {
+    let error = mounts::make(wanted).err()?;
+    wanted.needed.then(|| format!("{}: {error}", wanted.target))
+}
+
+/// Everything up to the first program.
+pub fn boot(log: &Log, mut lacks: Vec<String>) -> Booted {
+    if let Err(error) = mounts::make_private() {
+        lacks.push(format!("making mounts private: {error}"));
+    }
+    let command_line = files::read_text("/proc/cmdline", MAX_COMMAND_LINE).unwrap_or_default();
+    let file = files::read_text(settings::FILE, settings::MAX_FILE).unwrap_or_default();
+    let (settings, ignored) = Settings::read(&file, &command_line);
+    for settings::Ignored(what) in ignored {
+        warning!(log, "setting ignored: {what}");
+    }
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let module_folder = modules::folder(&release);
+    let modules = Index::parse(
+        &files::read_text(module_folder.join(modules::INDEX), modules::MAX_INDEX).unwrap_or_default(),
+    );
+    let mut booted = Booted { settings, modules, module_folder, command_line, lacks };
+    for lack in &booted.lacks {
+        error!(log, "{lack}");
+    }
+    kernel_settings(log);
+    cgroups(log, &mut booted);
+    coldplug(log, &booted);
+    network(log);
+    state(log, &mut booted);
+    data(log, &mut booted);
+    memory(log, &booted);
+    if watchdog::has_bitten(Path::new("/sys")) {
+        warning!(log, "the last boot was ended by the watchdog");
+    }
+    keep_last_words(log);
+    booted
+}
+
+impl Booted {
+    fn lack(&mut self, log: &Log, what: String) {
+        error!(log, "{what}");
+        self.lacks.push(what);
+    }
+}
+
+/// Settings of the kernel that a board wants, and where it finds modules (kernel documentation, admin-guide/sysctl).
+const KERNEL: &[(&str, &str)] = &[
+    // A board that stands still is lost: it boots again, and pstore has why.
+    ("kernel/panic", "10"),
+    ("kernel/panic_on_oops", "1"),
+    // Ctrl-Alt-Del is an orderly reboot: the kernel sends SIGINT.
+    ("kernel/ctrl-alt-del", "0"),
+    ("kernel/modprobe", MODPROBE),
+    ("kernel/printk_devkmsg", "on"),
+    ("kernel/dmesg_restrict", "1"),
+    ("kernel/kptr_restrict", "1"),
+    ("kernel/unprivileged_bpf_disabled", "1"),
+    ("fs/protected_hardlinks", "1"),
+    ("fs/protected_symlinks", "1"),
+    ("fs/protected_fifos", "1"),
+    ("fs/protected_regular", "2"),
+    ("net/ipv4/ip_forward", "1"),
+    ("vm/page-cluster", "0"),
+    ("vm/swappiness", "120"),
+];
+
+/// The program's name as the kernel's helper for modules.
+pub const MODPROBE: &str = "/sbin/modprobe";
+
+fn kernel_settings(log: &Log) {
+    for (name, value) in KERNEL {
+        if let Err(error) = std::fs::write(Path::new("/proc/sys").join(name), value) {
+            // Not every kernel has all of them.
+            info!(log, "{name}: {error}");
+        }
+    }
+}
+
+/// Where the first process is in the hierarchy: controllers are handed down only from cgroups without processes.
+const OWN_CGROUP: &str = "/sys/fs/cgroup/init";
+
+fn cgroups(log: &Log, booted: &mut Booted) {
+    let moved = std::fs::create_dir_all(OWN_CGROUP)
+        .and_then(|()| std::fs::write(Path::new(OWN_CGROUP).join("cgroup.procs"), "0"));
+    if let Err(error) = moved {
+        booted.lack(log, format!("cgroups: {error}"));
+        return;
+    }
+    let root = Path::new("/sys/fs/cgroup");
+    let there = files::read_text(root.join("cgroup.controllers"), 4096).unwrap_or_default();
+    for controller in ["cpu", "cpuset", "io", "memory", "pids"] {
+        if !there.split_whitespace().any(|it| it == controller) {
+            // Boards without cpuset are common; without memory there is no limit that holds.
+            info!(log, "this kernel has no {controller} controller for cgroups");
+            continue;
+        }
+        if let Err(error) = std::fs::write(root.join("cgroup.subtree_control"), format!("+{controller}")) {
+            booted.lack(log, format!("cgroup controller {controller}: {error}"));
+        }
+    }
+}
+
+/// Drivers of the devices that are there, and of those that they bring.
+fn coldplug(log: &Log, booted: &Booted) {
+    /// A bus behind a bus behind a bus: each needs a look of its own.
+    const ROUNDS: usize = 5;
+    let mut loader = Loader::new(&booted.modules, &booted.module_folder, &booted.command_line);
+    for name in booted.modules.early() {
+        if let Err(error) = loader.load(name) {
+            warning!(log, "module {error}");
+        }
+    }
+    let mut known = std::collections::BTreeSet::new();
+    for _ in 0..ROUNDS {
+        let names = modules::device_names(Path::new("/sys"));
+        let new: Vec<&String> = names.difference(&known).collect();
+        if new.is_empty() {
+            break;
+        }
+        for name in new {
+            if let Err(error) = loader.load(name) {
+                warning!(log, "module {error}");
+            }
+        }
+        known = names;
+    }
+}
+
+fn network(log: &Log) {
+    use rustix::net::{AddressFamily, SocketType, socket};
+    let up = socket(AddressFamily::INET, SocketType::DGRAM, None)
+        .map_err(io::Error::from)
+        .and_then(|socket| sys::loopback_up(socket.as_fd()));
+    if let Err(error) = up {
+        warning!(log, "loopback: {error}");
+    }
+}
+
+/// Waits for a partition: drivers find theirs when they like.
+fn wait_for(source: &settings::Source) -> Option<storage::Device> {
+    let begun = Instant::now();
+    loop {
+        let found = storage::find(Path::new("/sys"), source);
+        if found.is_some() || begun.elapsed() > LONGEST_WAIT {
+            return found;
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    }
+}
+
+/// Mounts a partition, or memory in its place, so that whatever comes after finds a folder.
+fn mount_or_memory(
+    log: &Log,
+    booted: &mut Booted,
+    source: &settings::Source,
+    device: Option<&storage::Device>,
+    target: &str,
+) -> Option<Content> {
+    let mounted = match device {
+        None => Err(io::Error::other(format!("there is no {source}"))),
+        Some(device) => check_and_mount(log, device, Path::new(target)),
+    };
+    let error = match mounted {
+        Ok(content) => return Some(content),
+        Err(error) => error,
+    };
+    booted.lack(log, format!("{target}: {error}; what is written there is lost at the next boot"));
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    let in_memory = std::fs::create_dir_all(target)
+        .and_then(|()| Ok(mount("tmpfs", target, "tmpfs", flags, c"mode=700,size=25%")?));
+    if let Err(error) = in_memory {
+        booted.lack(log, format!("{target}: not even in memory: {error}"));
+    }
+    None
+}
+
+/// Where e2fsck(8) is, in images that have it.
+const FSCK: &str = "/sbin/e2fsck";
+
+/// A file system that the kernel found damaged is looked at first. It is never made anew: what is on it is somebody's.
+fn check_and_mount(log: &Log, device: &storage::Device, target: &Path) -> io::Result<Content> {
+    if let Some(Content::Ext4(ext4)) = storage::content(&device.node)?
+        && ext4.has_errors
+        && Path::new(FSCK).exists()
+    {
+        warning!(log, "{} has errors: checking it", device.node.display());
+        let ended = std::process::Command::new(FSCK).arg("-p").arg(&device.node).status()?;
+        info!(log, "{FSCK}: {ended}");
+    }
+    storage::mount_device(&device.node, target, false)
+}
+
+fn state(log: &Log, booted: &mut Booted) {
+    let source = booted.settings.state.clone();
+    let device = wait_for(&source);
+    mount_or_memory(log, booted, &source, device.as_ref(), STATE);
+    let known = clock::known(booted.settings.built_unix_s, &Path::new(STATE).join("clock"));
+    match known.decide() {
+        (_, clock::Origin::Clock) => {}
+        (time, origin) => match clock::set(time) {
+            Ok(()) => info!(log, "clock set to {time} ({origin:?}): the time is not known yet"),
+            Err(error) => booted.lack(log, format!("clock: {error}")),
+        },
+    }
+    match random::load(&seed(), &clean()) {
+        Ok(counted) => info!(log, "random seed: {}", if counted { "counted" } else { "mixed in" }),
+        Err(error) => warning!(log, "random seed: {error}"),
+    }
+    if let Err(error) = identity(Path::new(STATE)) {
+        booted.lack(log, format!("machine-id: {error}"));
+    }
+    let boot = booted.settings.boot.clone();
+    if let Some(device) = storage::find(Path::new("/sys"), &boot)
+        && let Err(error) = storage::mount_device(&device.node, Path::new(BOOT), false)
+    {
+        booted.lack(log, format!("{BOOT}: {error}"));
+    }
+}
+
+/// The saved seed.
+pub fn seed() -> PathBuf {
+    Path::new(STATE).join("random-seed")
+}
+
+/// There when the last run ended in order.
+pub fn clean() -> PathBuf {
+    Path::new(STATE).join("random-seed.clean")
+}
+
+/// The machine's identity (machine-id(5)): made once, shown in `/etc`; the host's name is made from it.
+fn identity(state: &Path) -> io::Result<()> {
+    let path = state.join("machine-id");
+    let known = files::read_text(&path, 64).unwrap_or_default();
+    let is_id = |text: &str| text.len() == 32 && text.bytes().all(|it| it.is_ascii_hexdigit());
+    let id = match known.trim() {
+        known if is_id(known) => known.to_owned(),
+        _ => {
+            // The kernel's own, from its random numbers, which are good only when this returns.
+            let made = files::read_text("/proc/sys/kernel/random/uuid", 64)?.trim().replace('-', "");
+            files::replace(&path, format!("{made}\n").as_bytes())?;
+            made
+        }
+    };
+    let name = files::read_text(state.join("hostname"), 64).unwrap_or_default();
+    let name = match name.trim() {
+        "" => format!("coracle-{}", &id[..7.min(id.len())]),
+        name => name.to_owned(),
+    };
+    rustix::system::sethostname(name.as_bytes())?;
+    if Path::new("/etc/machine-id").exists() {
+        mount_bind(&path, "/etc/machine-id")?;
+    }
+    Ok(())
+}
+
+fn data(log: &Log, booted: &mut Booted) {
+    let source = booted.settings.data.clone();
+    let device = wait_for(&source);
+    // Before it is mounted; a table that is not understood is no reason not to use what is there.
+    match device.as_ref().map(storage::grow_partition) {
+        Some(Ok(Some(bytes))) => info!(log, "{source} has grown to {} MiB", bytes >> 20),
+        Some(Err(error)) => warning!(log, "{source} does not grow: {error}"),
+        Some(Ok(None)) | None => {}
+    }
+    let mounted = mount_or_memory(log, booted, &source, device.as_ref(), DATA);
+    if let (Some(Content::Ext4(ext4)), Some(device)) = (mounted, device) {
+        match storage::grow_file_system(&device.node, Path::new(DATA), &ext4) {
+            Ok(true) => info!(log, "the file system of {source} has grown"),
+            Ok(false) => {}
+            Err(error) => warning!(log, "the file system of {source} does not grow: {error}"),
+        }
+    }
+}
+
+fn memory(log: &Log, booted: &Booted) {
+    if booted.settings.zram_percent == 0 {
+        return;
+    }
+    let mut loader = Loader::new(&booted.modules, &booted.module_folder, &booted.command_line);
+    let kib = mounts::memory_kib(&files::read_text("/proc/meminfo", 64 * 1024).unwrap_or_default()).unwrap_or(0);
+    let bytes = kib * 1024 / 100 * u64::from(booted.settings.zram_percent);
+    let begun = loader.load("zram").and_then(|_| swap::begin(Path::new("/sys"), bytes));
+    match begun {
+        Ok(()) => info!(log, "compressed swap of {} MiB", bytes >> 20),
+        Err(error) => info!(log, "no compressed swap: {error}"),
+    }
+}
+
+/// Files of last words that are kept.
+const MOST_WORDS: usize = 8;
+/// Bytes of each.
+const MAX_WORDS: u64 = 64 * 1024;
+
+/// Takes what the kernel kept of its last panic (pstore), so that there is room for the next.
+fn keep_last_words(log: &Log) {
+    let Ok(entries) = std::fs::read_dir("/sys/fs/pstore") else { return };
+    for entry in entries.flatten() {
+        let words = files::read_text(entry.path(), MAX_WORDS).unwrap_or_default();
+        match keep_words(&entry.file_name().to_string_lossy(), &words) {
+            Ok(()) => drop(std::fs::remove_file(entry.path())),
+            Err(error) => warning!(log, "last words: {error}"),
+        }
+    }
+}
+
+/// Keeps words of an end in the state partition, the newest few.
+///
+/// # Errors
+/// As the file system says.
+pub fn keep_words(name: &str, words: &str) -> io::Result<()> {
+    let folder = Path::new(STATE).join("last-words");
+    std::fs::create_dir_all(&folder)?;
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime).tv_sec;
+    files::replace(&folder.join(format!("{now}-{name}")), words.as_bytes())?;
+    let mut names: Vec<_> = std::fs::read_dir(&folder)?.flatten().map(|entry| entry.path()).collect();
+    names.sort();
+    for old in names.iter().rev().skip(MOST_WORDS) {
+        std::fs::remove_file(old)?;
+    }
+    Ok(())
+}
