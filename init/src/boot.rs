@@ -34,11 +34,7 @@ pub struct Booted {
     /// What the image and the command line say.
     pub settings: Settings,
     /// Modules, for devices that come later.
-    pub modules: Index,
-    /// Where they are.
-    pub module_folder: PathBuf,
-    /// The kernel's command line.
-    pub command_line: String,
+    pub modules: Modules,
     /// What the board lacks, in words, for its status.
     pub lacks: Vec<String>,
 }
@@ -80,24 +76,18 @@ pub fn boot(log: &Log, mut lacks: Vec<String>) -> Booted {
     if let Err(error) = mounts::make_private() {
         lacks.push(format!("making mounts private: {error}"));
     }
-    let command_line = files::read_text("/proc/cmdline", MAX_COMMAND_LINE).unwrap_or_default();
-    let file = files::read_text(settings::FILE, settings::MAX_FILE).unwrap_or_default();
-    let (settings, ignored) = Settings::read(&file, &command_line);
-    for settings::Ignored(what) in ignored {
-        warning!(log, "setting ignored: {what}");
-    }
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    let module_folder = modules::folder(&release);
-    let modules = Index::parse(
-        &files::read_text(module_folder.join(modules::INDEX), modules::MAX_INDEX).unwrap_or_default(),
-    );
-    let mut booted = Booted { settings, modules, module_folder, command_line, lacks };
+    let (settings, command_line) = read_settings(log);
+    let modules = Modules::read(&command_line);
+    // What the initial ramdisk met on its way.
+    let told = files::read_text(crate::early::SLOT, 4096).unwrap_or_default();
+    lacks.extend(told.lines().skip(1).map(|lack| format!("root {lack}")));
+    let mut booted = Booted { settings, modules, lacks };
     for lack in &booted.lacks {
         error!(log, "{lack}");
     }
     kernel_settings(log);
     cgroups(log, &mut booted);
-    coldplug(log, &booted);
+    booted.modules.coldplug(log);
     network(log);
     state(log, &mut booted);
     data(log, &mut booted);
@@ -173,29 +163,63 @@ fn cgroups(log: &Log, booted: &mut Booted) {
     }
 }
 
-/// Drivers of the devices that are there, and of those that they bring.
-fn coldplug(log: &Log, booted: &Booted) {
-    /// A bus behind a bus behind a bus: each needs a look of its own.
-    const ROUNDS: usize = 5;
-    let mut loader = Loader::new(&booted.modules, &booted.module_folder, &booted.command_line);
-    for name in booted.modules.early() {
-        if let Err(error) = loader.load(name) {
-            warning!(log, "module {error}");
-        }
+/// Settings, and the kernel's command line.
+pub fn read_settings(log: &Log) -> (Settings, String) {
+    let command_line = files::read_text("/proc/cmdline", MAX_COMMAND_LINE).unwrap_or_default();
+    let file = files::read_text(settings::FILE, settings::MAX_FILE).unwrap_or_default();
+    let (settings, ignored) = Settings::read(&file, &command_line);
+    for settings::Ignored(what) in ignored {
+        warning!(log, "setting ignored: {what}");
     }
-    let mut known = std::collections::BTreeSet::new();
-    for _ in 0..ROUNDS {
-        let names = modules::device_names(Path::new("/sys"));
-        let new: Vec<&String> = names.difference(&known).collect();
-        if new.is_empty() {
-            break;
-        }
-        for name in new {
+    (settings, command_line)
+}
+
+/// The kernel's modules.
+#[derive(Debug)]
+pub struct Modules {
+    index: Index,
+    folder: PathBuf,
+    command_line: String,
+}
+
+impl Modules {
+    /// Those of the running kernel.
+    pub fn read(command_line: &str) -> Self {
+        let release = rustix::system::uname().release().to_string_lossy().into_owned();
+        let folder = modules::folder(&release);
+        let text = files::read_text(folder.join(modules::INDEX), modules::MAX_INDEX).unwrap_or_default();
+        Self { index: Index::parse(&text), folder, command_line: command_line.to_owned() }
+    }
+
+    /// What loads them, each once.
+    pub fn loader(&self) -> Loader<'_> {
+        Loader::new(&self.index, &self.folder, &self.command_line)
+    }
+
+    /// Drivers of the devices that are there, and of those that they bring.
+    pub fn coldplug(&self, log: &Log) {
+        /// A bus behind a bus behind a bus: each needs a look of its own.
+        const ROUNDS: usize = 5;
+        let mut loader = self.loader();
+        for name in self.index.early() {
             if let Err(error) = loader.load(name) {
                 warning!(log, "module {error}");
             }
         }
-        known = names;
+        let mut known = std::collections::BTreeSet::new();
+        for _ in 0..ROUNDS {
+            let names = modules::device_names(Path::new("/sys"));
+            let new: Vec<&String> = names.difference(&known).collect();
+            if new.is_empty() {
+                break;
+            }
+            for name in new {
+                if let Err(error) = loader.load(name) {
+                    warning!(log, "module {error}");
+                }
+            }
+            known = names;
+        }
     }
 }
 
@@ -210,10 +234,10 @@ fn network(log: &Log) {
 }
 
 /// Waits for a partition: drivers find theirs when they like.
-fn wait_for(source: &settings::Source) -> Option<storage::Device> {
+pub fn wait_for(source: &settings::Source, boot: &settings::Source) -> Option<storage::Device> {
     let begun = Instant::now();
     loop {
-        let found = storage::find(Path::new("/sys"), source);
+        let found = storage::find(Path::new("/sys"), source, boot);
         if found.is_some() || begun.elapsed() > LONGEST_WAIT {
             return found;
         }
@@ -265,7 +289,7 @@ fn check_and_mount(log: &Log, device: &storage::Device, target: &Path) -> io::Re
 
 fn state(log: &Log, booted: &mut Booted) {
     let source = booted.settings.state.clone();
-    let device = wait_for(&source);
+    let device = wait_for(&source, &booted.settings.boot);
     mount_or_memory(log, booted, &source, device.as_ref(), STATE);
     let known = clock::known(booted.settings.built_unix_s, &Path::new(STATE).join("clock"));
     match known.decide() {
@@ -283,7 +307,7 @@ fn state(log: &Log, booted: &mut Booted) {
         booted.lack(log, format!("machine-id: {error}"));
     }
     let boot = booted.settings.boot.clone();
-    if let Some(device) = storage::find(Path::new("/sys"), &boot)
+    if let Some(device) = storage::find(Path::new("/sys"), &boot, &boot)
         && let Err(error) = storage::mount_device(&device.node, Path::new(BOOT), false)
     {
         booted.lack(log, format!("{BOOT}: {error}"));
@@ -328,7 +352,7 @@ fn identity(state: &Path) -> io::Result<()> {
 
 fn data(log: &Log, booted: &mut Booted) {
     let source = booted.settings.data.clone();
-    let device = wait_for(&source);
+    let device = wait_for(&source, &booted.settings.boot);
     // Before it is mounted; a table that is not understood is no reason not to use what is there.
     match device.as_ref().map(storage::grow_partition) {
         Some(Ok(Some(bytes))) => info!(log, "{source} has grown to {} MiB", bytes >> 20),
@@ -349,7 +373,7 @@ fn memory(log: &Log, booted: &Booted) {
     if booted.settings.zram_percent == 0 {
         return;
     }
-    let mut loader = Loader::new(&booted.modules, &booted.module_folder, &booted.command_line);
+    let mut loader = booted.modules.loader();
     let kib = mounts::memory_kib(&files::read_text("/proc/meminfo", 64 * 1024).unwrap_or_default()).unwrap_or(0);
     let bytes = kib * 1024 / 100 * u64::from(booted.settings.zram_percent);
     let begun = loader.load("zram").and_then(|_| swap::begin(Path::new("/sys"), bytes));

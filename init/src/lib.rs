@@ -14,6 +14,7 @@
 
 pub mod boot;
 pub mod clock;
+mod early;
 pub mod files;
 pub mod log;
 pub mod modules;

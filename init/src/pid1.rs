@@ -12,11 +12,10 @@
 
 use crate::boot::{self, Booted, DATA, STATE};
 use crate::log::{Log, error, info, warning};
-use crate::modules::Loader;
 use crate::shutdown::{Deed, Goal, LONGEST, Phase, Shutdown};
 use crate::units::{Ladder, Rung, SILENCE, State, Unit, WELL};
 use crate::watchdog::Watchdog;
-use crate::{clock, files, random, swap};
+use crate::{clock, early, files, random, swap};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, kill};
@@ -92,6 +91,10 @@ pub fn run() -> ! {
     boot::first();
     let lacks = boot::mount_all();
     let log = Log::open();
+    if early::is_here() {
+        let reason = early::leave(&log);
+        early::wait_and_reboot(&log, &reason);
+    }
     info!(log, "{} {}", env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
     let signals = block_signals();
     // What is told to us from now on waits there.
@@ -406,12 +409,10 @@ impl Board {
             return;
         }
         let name = fields.find_map(|field| field.strip_prefix(b"MODALIAS=".as_slice()));
-        if let Some(name) = name.and_then(|it| std::str::from_utf8(it).ok()) {
-            let booted = &self.booted;
-            let mut loader = Loader::new(&booted.modules, &booted.module_folder, &booted.command_line);
-            if let Err(error) = loader.load(name) {
-                warning!(self.log, "module {error}");
-            }
+        if let Some(name) = name.and_then(|it| std::str::from_utf8(it).ok())
+            && let Err(error) = self.booted.modules.loader().load(name)
+        {
+            warning!(self.log, "module {error}");
         }
     }
 }

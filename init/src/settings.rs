@@ -19,6 +19,8 @@ pub enum Source {
     Label(String),
     /// `PARTLABEL=…`: the partition's name (GPT).
     PartitionLabel(String),
+    /// `PARTITION=N`: that partition of the disk that has the boot partition.
+    Partition(u32),
     /// `/dev/…`
     Device(String),
 }
@@ -33,6 +35,9 @@ impl Source {
         match text.split_once('=') {
             Some(("LABEL", name)) if !name.is_empty() => Some(Self::Label(name.to_owned())),
             Some(("PARTLABEL", name)) if !name.is_empty() => Some(Self::PartitionLabel(name.to_owned())),
+            Some(("PARTITION", number)) => {
+                number.parse().ok().filter(|it| (1..=128).contains(it)).map(Self::Partition)
+            }
             None if text.starts_with("/dev/") && !text.contains("..") => Some(Self::Device(text.to_owned())),
             _ => None,
         }
@@ -44,6 +49,7 @@ impl std::fmt::Display for Source {
         match self {
             Self::Label(name) => write!(f, "LABEL={name}"),
             Self::PartitionLabel(name) => write!(f, "PARTLABEL={name}"),
+            Self::Partition(number) => write!(f, "PARTITION={number}"),
             Self::Device(path) => f.write_str(path),
         }
     }
@@ -76,7 +82,7 @@ impl Default for Settings {
             data: label("coracle-data"),
             state: label("coracle-state"),
             boot: label("CORACLE"),
-            roots: vec![Source::PartitionLabel("coracle-a".into()), Source::PartitionLabel("coracle-b".into())],
+            roots: vec![Source::Partition(2), Source::Partition(3)],
             // Boards' hardware has 15 to 128 s; drivers round.
             watchdog_s: 60,
             zram_percent: 50,
@@ -105,7 +111,7 @@ impl Settings {
     }
 
     fn set(&mut self, key: &str, value: &str) -> Result<(), &'static str> {
-        const SOURCE: &str = "LABEL=NAME, PARTLABEL=NAME or /dev/NAME is wanted";
+        const SOURCE: &str = "LABEL=NAME, PARTLABEL=NAME, PARTITION=NUMBER or /dev/NAME is wanted";
         let source = || Source::parse(value).ok_or(SOURCE);
         let number = |most: u32| match value.parse() {
             Ok(number) if number <= most => Ok(number),

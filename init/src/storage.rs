@@ -115,7 +115,15 @@ pub fn content(node: &Path) -> io::Result<Option<Content>> {
 }
 
 /// Looks for a device. Two of the same name: the first by the kernel's name, which is the internal one on boards.
-pub fn find(sys: &Path, source: &Source) -> Option<Device> {
+pub fn find(sys: &Path, source: &Source, boot: &Source) -> Option<Device> {
+    if let Source::Partition(number) = source {
+        // Not by itself again.
+        let boot = Some(boot).filter(|it| !matches!(it, Source::Partition(_)))?;
+        let (disk, _) = find(sys, boot, boot)?.part_of?;
+        let disk = disk.to_str()?;
+        let part = if disk.ends_with(|it: char| it.is_ascii_digit()) { "p" } else { "" };
+        return find(sys, &Source::Device(format!("{disk}{part}{number}")), boot);
+    }
     let class = sys.join("class/block");
     let mut names: Vec<String> = std::fs::read_dir(&class)
         .ok()?
@@ -135,6 +143,7 @@ pub fn find(sys: &Path, source: &Source) -> Option<Device> {
                 let text = crate::files::read_text(class.join(name).join("uevent"), 4096).unwrap_or_default();
                 text.lines().any(|line| line.strip_prefix("PARTNAME=") == Some(label))
             }
+            Source::Partition(_) => false,
         }
     };
     let name = names.iter().find(fits)?;
@@ -250,10 +259,14 @@ mod tests {
         let class = sys.path().join("class/block");
         std::fs::create_dir_all(&class).expect("made");
         std::os::unix::fs::symlink(&part, class.join("mmcblk0p6")).expect("linked");
-        let device = find(sys.path(), &Source::PartitionLabel("coracle-data".into())).expect("found");
+        let label = Source::PartitionLabel("coracle-data".into());
+        let device = find(sys.path(), &label, &label).expect("found");
+        let same = find(sys.path(), &Source::Partition(6), &label);
+        assert_eq!(same.as_ref(), Some(&device), "beside the boot partition");
+        assert_eq!(find(sys.path(), &Source::Partition(7), &label), None);
         assert_eq!(device.node, Path::new("/dev/mmcblk0p6"));
         assert_eq!(device.part_of, Some(("/dev/mmcblk0".into(), 6)));
-        assert_eq!(find(sys.path(), &Source::PartitionLabel("coracle".into())), None);
+        assert_eq!(find(sys.path(), &Source::PartitionLabel("coracle".into()), &label), None);
     }
 
     proptest! {

@@ -46,7 +46,15 @@ impl Image {
     /// # Errors
     /// When there is none.
     pub fn busybox() -> anyhow::Result<Self> {
-        let program = std::fs::read("/bin/busybox").context("reading /bin/busybox (package busybox-static)")?;
+        Self::busybox_at(Path::new("/bin/busybox")).context("the package is busybox-static")
+    }
+
+    /// The same with another static busybox.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn busybox_at(program: &Path) -> anyhow::Result<Self> {
+        let program = std::fs::read(program).with_context(|| format!("reading {}", program.display()))?;
         let mut entries = vec![
             Entry::Folder("bin".into(), 0o755),
             Entry::Folder("etc".into(), 0o755),

@@ -16,8 +16,16 @@ impl Suites {
     /// # Errors
     /// When the lists cannot be fetched.
     pub fn open(folder: &Path, suites: &[&str]) -> anyhow::Result<Self> {
+        Self::open_for(folder, suites, None)
+    }
+
+    /// The same for another architecture, as a machine that has nothing installed.
+    ///
+    /// # Errors
+    /// When the lists cannot be fetched.
+    pub fn open_for(folder: &Path, suites: &[&str], architecture: Option<&str>) -> anyhow::Result<Self> {
         let folder = std::path::absolute(folder)?;
-        for part in ["lists/partial", "cache/archives/partial", "sources"] {
+        for part in ["lists/partial", "cache/archives/partial", "sources", "preferences"] {
             std::fs::create_dir_all(folder.join(part))?;
         }
         let source = format!(
@@ -26,7 +34,7 @@ impl Suites {
             suites.join(" ")
         );
         std::fs::write(folder.join("sources/suites.sources"), source)?;
-        let options = vec![
+        let mut options = vec![
             "Dir::Etc::sourcelist=/dev/null".to_owned(),
             format!("Dir::Etc::sourceparts={}", folder.join("sources").display()),
             format!("Dir::State::lists={}", folder.join("lists").display()),
@@ -34,6 +42,18 @@ impl Suites {
             // The packages are read by us, not by apt's own user.
             "APT::Sandbox::User=root".to_owned(),
         ];
+        if let Some(architecture) = architecture {
+            let status = folder.join("status");
+            std::fs::write(&status, "")?;
+            options.extend([
+                format!("APT::Architecture={architecture}"),
+                format!("APT::Architectures::={architecture}"),
+                format!("Dir::State={}", folder.display()),
+                format!("Dir::State::status={}", status.display()),
+                format!("Dir::Etc::PreferencesParts={}", folder.join("preferences").display()),
+                "Acquire::Languages=none".to_owned(),
+            ]);
+        }
         let suites = Self { folder, options };
         run(suites.command("apt-get").args(["-q", "update"]))?;
         Ok(suites)
@@ -53,6 +73,35 @@ impl Suites {
         let output = self.command("apt-cache").args(["madison", name]).output().context("starting apt-cache")?;
         let text = String::from_utf8(output.stdout)?;
         Ok(text.lines().filter_map(|line| Some(line.split('|').nth(1)?.trim().to_owned())).collect())
+    }
+
+    /// What a package needs directly.
+    ///
+    /// # Errors
+    /// When apt cannot be asked.
+    pub fn depends(&self, name: &str) -> anyhow::Result<Vec<String>> {
+        let output = self.command("apt-cache").args(["depends", "--important", name]).output()?;
+        let text = String::from_utf8(output.stdout)?;
+        Ok(text.lines().filter_map(|line| Some(line.trim().strip_prefix("Depends: ")?.to_owned())).collect())
+    }
+
+    /// Downloads packages with all that they need, and unpacks them into one folder. No script of theirs is run.
+    ///
+    /// # Errors
+    /// When they cannot be fetched or unpacked.
+    pub fn unpack_all(&self, names: &[&str], into: &Path) -> anyhow::Result<()> {
+        let archives = self.folder.join("cache/archives");
+        let words = ["-q", "-y", "--no-install-recommends", "--download-only", "install"];
+        run(self.command("apt-get").args(words).args(names))?;
+        let mut paths: Vec<PathBuf> = std::fs::read_dir(&archives)?.flatten().map(|entry| entry.path()).collect();
+        paths.retain(|path| path.extension().is_some_and(|it| it == "deb"));
+        paths.sort();
+        std::fs::create_dir_all(into)?;
+        for path in paths {
+            run(Command::new("dpkg").arg("-x").arg(&path).arg(into))?;
+            std::fs::remove_file(path)?;
+        }
+        Ok(())
     }
 
     /// Downloads a package (`NAME` or `NAME=VERSION`) and unpacks it into a folder of its own; returns that.

@@ -5,15 +5,17 @@ mod cross;
 mod debian;
 mod demo;
 mod edits;
+mod image;
 mod install;
 mod peers;
+mod qemu;
 mod size;
 
 use anyhow::{Context, bail};
 use std::process::Command;
 
 const USAGE: &str =
-    "usage: cargo xtask test [--target NAME] | build [--target NAME] | size [--target NAME] | demo [--once] | bench NAME [--json FILE] | edits
+    "usage: cargo xtask test [--target NAME] | build [--target NAME] | size [--target NAME] | image --board SLUG | qemu --board SLUG | demo [--once] | bench NAME [--json FILE] | edits
 
   build   the static program for a kind of board, or for all; fetches the tools for it
   demo    a release of two services from a real registry, live; installs what it needs
@@ -21,6 +23,8 @@ const USAGE: &str =
   bench   a benchmark beside its peer: pull, start, up10, plan, idle, create, exec, oci; soak: creates and kills by
           the thousand
   size    what each crate adds to the program, for ARMv6 or another target
+  image   a bootable disk image: --board SLUG [--add FOLDER], whose files are put into the root
+  qemu    boots a board's image in QEMU and asks it what a user relies on: --board SLUG
   edits   what `cargo build` needs to be told for 32-bit boards, for those who build with tools of their own
   test    formatting, lints and every test of the workspace; installs what the tests need
           --target: unit and property tests of what goes onto a board, as its processor in QEMU";
@@ -60,6 +64,11 @@ fn main() -> anyhow::Result<()> {
             [flag, name] if flag == "--target" => cross::size(name),
             _ => bail!("{USAGE}"),
         },
+        Some("image") => image_of(&std::env::args().skip(2).collect::<Vec<_>>()),
+        Some("qemu") => match &std::env::args().skip(2).collect::<Vec<_>>()[..] {
+            [flag, slug] if flag == "--board" => qemu::test(image::board::find(slug)?),
+            _ => bail!("{USAGE}"),
+        },
         Some("edits") => {
             println!("{}", edits::config()?);
             Ok(())
@@ -81,6 +90,20 @@ fn build(arguments: &[String]) -> anyhow::Result<()> {
     for target in targets {
         cross::build(target)?;
     }
+    Ok(())
+}
+
+/// A disk image for a board.
+fn image_of(arguments: &[String]) -> anyhow::Result<()> {
+    let (slug, add) = match arguments {
+        [flag, slug] if flag == "--board" => (slug, None),
+        [flag, slug, more, folder] if flag == "--board" && more == "--add" => {
+            (slug, Some(std::path::Path::new(folder)))
+        }
+        _ => bail!("{USAGE}"),
+    };
+    let image = image::build(image::board::find(slug)?, add, "image")?;
+    println!("{} (root slot {:.1} MiB)", image.disk.display(), image.root_bytes as f64 / f64::from(1 << 20));
     Ok(())
 }
 

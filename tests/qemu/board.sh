@@ -1,0 +1,58 @@
+# What a user relies on, asked on the board itself. One part for each boot; answers are lines "TEST BOOT NAME: VALUE".
+/usr/bin/busybox mkdir -p /tmp/bin && /usr/bin/busybox --install -s /tmp/bin
+export PATH=/tmp/bin:/usr/bin:/usr/sbin
+exec > /dev/console 2>&1
+boot=$(($(cat /mnt/state/test-boot 2> /dev/null || echo 0) + 1))
+echo $boot > /mnt/state/test-boot; sync
+say() { echo "TEST $boot $1"; }
+up() { cut -d ' ' -f 1 /proc/uptime; }
+cgroup() { cat /sys/fs/cgroup/system/$1/cgroup.procs; }
+# Waits for a word in the answer of a command, for a bounded time.
+until_says() { n=0; until $2 2> /dev/null | grep -q "$1"; do n=$((n + 1)); [ $n -gt 600 ] && return 1; sleep 0.2; done; }
+private() { awk '/^Private_[CD]/ { kib += $2 } END { print kib + 0 }' /proc/$1/smaps_rollup; }
+ticks() { cat /proc/1/stat /proc/$(cgroup shim)/stat /proc/$(cgroup agent)/stat | awk '{ sum += $14 + $15 } END { print sum }'; }
+until_says '"projects"' 'coracle status --json' && say "agent: $(up)"
+say "lacks: $(tr '\n' ';' < /run/coracle-init/lacks)"
+cd /usr/share/board-test
+
+case $boot in
+1)
+  say "host: $(hostname)"
+  say "slot: $(head -n 1 /run/coracle-init/root)"
+  say "root: $(grep ' / ' /proc/mounts | tail -n 1 | cut -d ' ' -f 3,4 | cut -c 1-11)"
+  say "data: $(df -m /mnt/data | tail -n 1 | tr -s ' ' | cut -d ' ' -f 2)"
+  say "memory: $(grep MemTotal /proc/meminfo | tr -s ' ' | cut -d ' ' -f 2) $(grep MemAvailable /proc/meminfo | tr -s ' ' | cut -d ' ' -f 2)"
+  say "controllers: $(cat /sys/fs/cgroup/cgroup.subtree_control)"
+  say "swap: $(grep -c zram /proc/swaps)"
+  say "watchdog: $(cat /sys/class/watchdog/watchdog0/identity 2> /dev/null)"
+  say "clock: $(date -u +%Y)"
+  say "network: $(ls /sys/class/net | tr '\n' ' ')"
+  say "import: $(coracle import --name hello:1 hello > /tmp/out 2>&1; echo $?)"
+  say "up: $(coracle up -d > /tmp/out 2>&1; echo $?)"
+  grep -v done /tmp/out
+  until_says three 'coracle exec three hostname'
+  say "running: $(coracle ps --json | grep -o '"state":"running"' | wc -l)"
+  say "private: $(($(private 1) + $(private $(cgroup shim)) + $(private $(cgroup agent))))"
+  say "network in services: $(coracle exec one wget -q -O - http://three:8080/ 2>&1)"
+  say "limit: $(coracle exec two sh -c 'x=$(yes | head -c 60000000); echo alive' > /tmp/out 2>&1; grep -c alive /tmp/out)"
+  say "others: $(coracle exec one echo there) $(coracle exec three echo there)"
+  before=$(coracle ps --json | grep -o '"pid":[0-9]*' | sort | tr '\n' ' ')
+  kill -9 $(cgroup agent); sleep 1; until_says projects 'coracle status --json'
+  say "adopted: $([ "$before" = "$(coracle ps --json | grep -o '"pid":[0-9]*' | sort | tr '\n' ' ')" ] && echo same)"
+  kill -9 $(cgroup shim); sleep 1
+  say "shim again: $(until_says there 'coracle exec one echo there' && echo yes)"
+  coracle exec one sh -c 'echo kept > /kept/file; sync'
+  say "stopping: $(up)"
+  kill -TERM 1; sleep 1000 ;;
+2)
+  until_says there 'coracle exec one echo there'
+  say "service: $(coracle exec one cat /kept/begun)"
+  say "kept: $(coracle exec one cat /kept/file)"
+  say "orderly: $(coracle exec one cat /kept/ended)"
+  say "replayed: $(dmesg | grep -c 'recovery complete')"
+  sleep 20
+  begun=$(ticks); sleep 60
+  say "idle ticks: $(($(ticks) - begun))"
+  say "end: $(up)"
+  kill -USR2 1; sleep 1000 ;;
+esac

@@ -1,0 +1,97 @@
+//! Boards that images are built for: what Debian has for them, and how QEMU poses as them.
+
+/// Partition table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Table {
+    /// Firmware of 32-bit boards reads nothing else.
+    Mbr,
+    /// All others.
+    Gpt,
+}
+
+/// A board, or a family that one image fits.
+#[derive(Debug)]
+pub struct Board {
+    /// Its name in balena's device types, where it has one.
+    pub slug: &'static str,
+    /// Debian's architecture of kernel and programs.
+    pub architecture: &'static str,
+    /// Debian's kernel for it.
+    pub kernel: &'static str,
+    /// Rust's name for it.
+    pub target: &'static str,
+    /// Partition table.
+    pub table: Table,
+    /// Device tree, in the kernel's package.
+    pub device_tree: Option<&'static str>,
+    /// Drivers of what the root may be on, for the initial ramdisk.
+    pub early: &'static [&'static str],
+    /// Modules of the root: names, and folders that end with a slash.
+    pub modules: &'static [&'static str],
+    /// The kernel's command line.
+    pub command_line: &'static str,
+    /// QEMU's program and words for the machine.
+    pub machine: &'static [&'static str],
+    /// Words for its disk, with `DISK` in place of the file.
+    pub disk: &'static [&'static str],
+    /// Words for its network.
+    pub network: &'static [&'static str],
+}
+
+/// What containers and their network need, on every board.
+pub const COMMON: &[&str] = &[
+    "overlay", "veth", "bridge", "br_netfilter", "tun", "dummy", "macvlan", "ipvlan", "nf_tables", "nf_nat",
+    "nf_conntrack", "nf_conntrack_netlink", "nft_chain_nat", "nft_ct", "nft_masq", "nft_nat", "nft_redir",
+    "nft_reject", "nft_reject_inet", "nft_reject_ipv4", "nft_log", "nft_limit", "nft_fib", "nft_fib_inet",
+    "nft_fib_ipv4", "nft_fib_ipv6", "nft_compat", "vfat", "nls_ascii", "nls_cp437", "nls_iso8859_1", "zram",
+    "lz4", "loop", "fuse",
+];
+
+/// All.
+pub const BOARDS: &[Board] = &[
+    Board {
+        slug: "raspberry-pi",
+        architecture: "armel",
+        kernel: "linux-image-rpi",
+        target: "arm-unknown-linux-musleabihf",
+        table: Table::Mbr,
+        device_tree: Some("bcm2835-rpi-a-plus.dtb"),
+        early: &["squashfs", "ext4", "crc32c_generic", "sdhci_iproc", "bcm2835", "sdhci_pltfm", "mmc_block"],
+        modules: &[
+            "crc32c_generic", "ext4", "drivers/net/usb/", "drivers/usb/dwc2/", "usb_storage", "drivers/hwmon/",
+            "drivers/i2c/busses/", "i2c_dev", "drivers/spi/", "bcm2835_wdt", "bcm2835_rng", "drivers/gpio/",
+            "brcmfmac", "drivers/bluetooth/",
+        ],
+        // A register that QEMU lacks; `gpt` is for the others.
+        command_line: "console=ttyAMA0,115200 psi=1 cgroup_enable=memory initcall_blacklist=bcm2835_power_driver_init",
+        machine: &["qemu-system-arm", "-M", "raspi1ap"],
+        disk: &["-drive", "file=DISK,if=sd,format=raw"],
+        network: &["-netdev", "user,id=n0", "-device", "usb-net,netdev=n0"],
+    },
+    Board {
+        slug: "generic-armv7",
+        architecture: "armhf",
+        kernel: "linux-image-armmp",
+        target: "armv7-unknown-linux-musleabihf",
+        table: Table::Gpt,
+        device_tree: None,
+        early: &["squashfs", "ext4", "crc32c_generic", "virtio_mmio", "virtio_blk", "mmc_block", "sunxi_mmc"],
+        modules: &[
+            "crc32c_generic", "ext4", "virtio_mmio", "virtio_blk", "virtio_net", "virtio_console", "virtio_rng",
+            "drivers/net/usb/", "usb_storage", "i2c_dev", "sunxi_wdt",
+        ],
+        command_line: "console=ttyAMA0,115200 psi=1 gpt",
+        machine: &["qemu-system-arm", "-M", "virt", "-cpu", "cortex-a7", "-m", "128"],
+        disk: &["-drive", "file=DISK,if=none,id=d0,format=raw", "-device", "virtio-blk-device,drive=d0"],
+        network: &["-netdev", "user,id=n0", "-device", "virtio-net-device,netdev=n0"],
+    },
+];
+
+/// The board of a name.
+pub fn find(slug: &str) -> anyhow::Result<&'static Board> {
+    let known = BOARDS.iter().map(|board| board.slug).collect::<Vec<_>>().join(", ");
+    BOARDS
+        .iter()
+        .find(|board| board.slug == slug)
+        .ok_or_else(|| anyhow::anyhow!("no board {slug:?}; there are {known}"))
+}

@@ -1,0 +1,153 @@
+//! `cargo xtask image --board SLUG`: a bootable disk image from our program and Debian's packages.
+//!
+//! ```text
+//! 1  boot    FAT: kernel, initial ramdisk, device tree, config.json
+//! 2  root A  squashfs: modules, coracle, what a board needs beside it     3  root B  the same
+//! 5  state   ext4: clock, seed, identity (4 in a GPT)
+//! 6  data    ext4: images, volumes, containers; grows at the first boot (5 in a GPT)
+//! ```
+
+pub mod board;
+mod card;
+mod ramdisk;
+mod root;
+
+use crate::debian::{Suites, run};
+use crate::{cross, install};
+use anyhow::Context;
+use board::Board;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// What is fetched and made.
+const FOLDER: &str = "target/image";
+
+/// Debian packages that build images.
+const TOOLS: &[&str] = &["squashfs-tools", "mtools", "dosfstools", "fdisk", "e2fsprogs", "xz-utils"];
+
+/// A finished image, and what a machine without firmware starts it with.
+#[derive(Debug)]
+pub struct Image {
+    /// The disk.
+    pub disk: PathBuf,
+    /// The kernel, as on its boot partition.
+    pub kernel: PathBuf,
+    /// The initial ramdisk.
+    pub ramdisk: PathBuf,
+    /// The device tree.
+    pub device_tree: Option<PathBuf>,
+    /// Bytes of the root file system.
+    pub root_bytes: u64,
+}
+
+/// Builds it. `add`: a folder whose files are put into the root on top; `name`: of the file, beside others.
+///
+/// # Errors
+/// What cannot be fetched or built.
+pub fn build(board: &Board, add: Option<&Path>, name: &str) -> anyhow::Result<Image> {
+    install::packages(TOOLS)?;
+    let program = cross::build(board.target)?;
+    let folder = std::path::absolute(Path::new(FOLDER).join(board.slug))?;
+    std::fs::create_dir_all(&folder)?;
+    let suites = Suites::open_for(&folder.join("debian"), &["stable"], Some(board.architecture))?;
+    let kernel = kernel(board, &suites, &folder)?;
+    let packages = packages(&suites, &folder)?;
+    let work = folder.join(name);
+    let _ = std::fs::remove_dir_all(&work);
+    std::fs::create_dir_all(&work)?;
+    let epoch = epoch()?;
+    let boot = work.join("boot");
+    std::fs::create_dir(&boot)?;
+    std::fs::copy(&kernel.image, boot.join("vmlinuz"))?;
+    std::fs::write(boot.join("initrd.img"), ramdisk(board, &program, &kernel, &work.join("ramdisk"))?)?;
+    std::fs::write(boot.join("cmdline.txt"), format!("{}\n", board.command_line))?;
+    std::fs::write(boot.join("device-type.json"), format!("{{\"slug\":\"{}\"}}\n", board.slug))?;
+    std::fs::create_dir(boot.join("system-connections"))?;
+    if let Some(tree) = board.device_tree {
+        std::fs::copy(kernel.trees.join(tree), boot.join(tree)).with_context(|| format!("device tree {tree}"))?;
+    }
+    let tree = work.join("root");
+    let parts =
+        root::Parts { board, program: &program, modules: &kernel.modules, packages: &packages, add, epoch };
+    root::make(&parts, &tree)?;
+    let root = work.join("root.squashfs");
+    let time = epoch.to_string();
+    let words = [
+        "-noappend", "-quiet", "-no-progress", "-all-root", "-comp", "zstd", "-Xcompression-level", "19",
+        "-mkfs-time", &time, "-all-time", &time,
+    ];
+    run(Command::new("mksquashfs").env_remove("SOURCE_DATE_EPOCH").arg(&tree).arg(&root).args(words))?;
+    let disk = work.join("disk.img");
+    card::write(&card::Parts { boot: &boot, root: &root, table: board.table, epoch }, &work, &disk)?;
+    Ok(Image {
+        kernel: boot.join("vmlinuz"),
+        ramdisk: boot.join("initrd.img"),
+        device_tree: board.device_tree.map(|tree| boot.join(tree)),
+        root_bytes: std::fs::metadata(&root)?.len(),
+        disk,
+    })
+}
+
+/// The time in everything that has one: of the last commit.
+fn epoch() -> anyhow::Result<u64> {
+    let output = Command::new("git").args(["log", "-1", "--format=%ct"]).output().context("starting git")?;
+    let text = String::from_utf8(output.stdout)?;
+    text.trim().parse().context("the last commit has no time")
+}
+
+struct Kernel {
+    image: PathBuf,
+    /// `lib/modules/RELEASE`.
+    modules: PathBuf,
+    trees: PathBuf,
+}
+
+fn kernel(board: &Board, suites: &Suites, folder: &Path) -> anyhow::Result<Kernel> {
+    let needs = suites.depends(board.kernel)?;
+    let package = needs.iter().find(|name| name.starts_with("linux-image-"));
+    let package = package.with_context(|| format!("{} needs no kernel: {needs:?}", board.kernel))?;
+    let release = package.trim_start_matches("linux-image-").to_owned();
+    let stamp = folder.join(format!("{package}.unpacked"));
+    let root = folder.join("debian").join(package);
+    if !stamp.exists() {
+        println!("fetching {package} for {}", board.architecture);
+        suites.unpack(package)?;
+        std::fs::write(&stamp, "")?;
+    }
+    let modules = ["usr/lib/modules", "lib/modules"].map(|it| root.join(it).join(&release));
+    let modules = modules.into_iter().find(|it| it.exists()).context("the kernel has no modules")?;
+    let image = root.join(format!("boot/vmlinuz-{release}"));
+    Ok(Kernel { image, modules, trees: root.join(format!("usr/lib/linux-image-{release}")) })
+}
+
+/// Packages that parts of the root are taken from, unpacked.
+fn packages(suites: &Suites, folder: &Path) -> anyhow::Result<PathBuf> {
+    let into = folder.join("packages");
+    let stamp = folder.join("packages.unpacked");
+    let wanted = root::PACKAGES.join(" ");
+    if std::fs::read_to_string(&stamp).is_ok_and(|it| it == wanted) {
+        return Ok(into);
+    }
+    let _ = std::fs::remove_dir_all(&into);
+    println!("fetching {wanted}");
+    suites.unpack_all(root::PACKAGES, &into)?;
+    std::fs::write(stamp, wanted)?;
+    Ok(into)
+}
+
+fn ramdisk(board: &Board, program: &Path, kernel: &Kernel, tree: &Path) -> anyhow::Result<Vec<u8>> {
+    for folder in ["dev", "proc", "sys", "run", "tmp", "root", "etc/coracle", "sbin"] {
+        std::fs::create_dir_all(tree.join(folder))?;
+    }
+    std::fs::copy(program, tree.join("init"))?;
+    std::os::unix::fs::symlink("../init", tree.join("sbin/modprobe"))?;
+    std::fs::write(tree.join("etc/coracle/initial-ramdisk"), "")?;
+    let release = kernel.modules.file_name().context("a release")?;
+    let chosen = coracle_tests::modules::choose(&kernel.modules, board.early, &[])?;
+    coracle_tests::modules::copy(&kernel.modules, &chosen, &tree.join("lib/modules").join(release))?;
+    let mut archive = ramdisk::Archive::default();
+    archive.tree(tree, "")?;
+    archive.device("dev/console", 5, 1);
+    archive.device("dev/null", 1, 3);
+    archive.finish()
+}

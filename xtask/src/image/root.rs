@@ -1,0 +1,191 @@
+//! The root slot: read-only, with nothing of a distribution but what has a reason. Each file's reason is in
+//! `usr/share/coracle/manifest`.
+
+use super::board::{Board, COMMON};
+use anyhow::{Context, ensure};
+use object::{Object, ObjectSection};
+use std::collections::BTreeMap;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+/// Debian packages that files are taken from.
+pub const PACKAGES: &[&str] = &["nftables", "e2fsprogs", "ca-certificates"];
+
+/// Files that are taken, and why. Libraries come with the programs that need them.
+const TAKEN: &[(&str, &str)] = &[
+    ("usr/sbin/nft", "firewall rules of services"),
+    ("usr/sbin/e2fsck", "file systems that the kernel found damaged"),
+];
+
+/// What a root is made from.
+pub struct Parts<'a> {
+    /// The board.
+    pub board: &'a Board,
+    /// `coracle` for it.
+    pub program: &'a Path,
+    /// The kernel's modules.
+    pub modules: &'a Path,
+    /// Debian's packages, unpacked.
+    pub packages: &'a Path,
+    /// Whoever builds the image adds these.
+    pub add: Option<&'a Path>,
+    /// Seconds since 1970.
+    pub epoch: u64,
+}
+
+struct Tree<'a> {
+    root: &'a Path,
+    packages: &'a Path,
+    manifest: BTreeMap<String, String>,
+}
+
+/// Makes the tree.
+///
+/// # Errors
+/// What is missing.
+pub fn make(parts: &Parts<'_>, root: &Path) -> anyhow::Result<()> {
+    let mut tree = Tree { root, packages: parts.packages, manifest: BTreeMap::new() };
+    for folder in [
+        "dev", "proc", "sys", "run", "tmp", "root", "etc/coracle", "etc/ssl/certs", "mnt/boot", "mnt/state",
+        "mnt/data", "usr/bin", "usr/sbin", "usr/lib", "usr/share/coracle", "var/lib", "var/log", "var/tmp",
+    ] {
+        std::fs::create_dir_all(root.join(folder))?;
+    }
+    for name in ["bin", "sbin", "lib"] {
+        tree.link(name, &format!("usr/{name}"), "paths as everywhere")?;
+    }
+    tree.link("var/run", "../run", "paths as everywhere")?;
+    std::fs::copy(parts.program, root.join("usr/bin/coracle"))?;
+    tree.note("usr/bin/coracle", "it is what this is about");
+    for name in ["init", "modprobe"] {
+        tree.link(&format!("usr/sbin/{name}"), "../bin/coracle", "coracle's other names")?;
+    }
+    tree.configuration(parts)?;
+    let release = parts.modules.file_name().context("a release")?;
+    let wanted: Vec<&str> = COMMON.iter().chain(parts.board.modules).copied().collect();
+    let chosen = coracle_tests::modules::choose(parts.modules, &wanted, &["overlay"])?;
+    let place = PathBuf::from("usr/lib/modules").join(release);
+    coracle_tests::modules::copy(parts.modules, &chosen, &root.join(&place))?;
+    tree.note(&place.to_string_lossy(), "drivers of boards, containers and their network");
+    for (file, reason) in TAKEN {
+        tree.take(file, reason)?;
+    }
+    if let Some(add) = parts.add {
+        crate::debian::run(std::process::Command::new("cp").arg("-a").arg(add.join(".")).arg(root))?;
+    }
+    let manifest: String = tree.manifest.iter().map(|(file, reason)| format!("{file}\t{reason}\n")).collect();
+    Ok(std::fs::write(root.join("usr/share/coracle/manifest"), manifest)?)
+}
+
+impl Tree<'_> {
+    fn note(&mut self, file: &str, reason: &str) {
+        self.manifest.entry(file.to_owned()).or_insert_with(|| reason.to_owned());
+    }
+
+    fn link(&mut self, name: &str, target: &str, reason: &str) -> anyhow::Result<()> {
+        symlink(target, self.root.join(name)).with_context(|| name.to_owned())?;
+        self.note(name, reason);
+        Ok(())
+    }
+
+    fn write(&mut self, name: &str, text: &str, reason: &str) -> anyhow::Result<()> {
+        std::fs::write(self.root.join(name), text)?;
+        self.note(name, reason);
+        Ok(())
+    }
+
+    fn configuration(&mut self, parts: &Parts<'_>) -> anyhow::Result<()> {
+        let settings = format!(
+            "# What this image is; the kernel's command line is stronger (coracle.KEY=VALUE).\nbuilt={}\n",
+            parts.epoch
+        );
+        self.write("etc/coracle/image.conf", &settings, "settings of the first process")?;
+        self.write("etc/machine-id", "", "the device's own is mounted over it")?;
+        self.write("etc/passwd", "root:x:0:0:root:/root:/sbin/nologin\n", "names of users")?;
+        self.write("etc/group", "root:x:0:\ntty:x:5:\n", "names of groups")?;
+        self.write("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n", "the name of this machine")?;
+        self.write("etc/nsswitch.conf", "hosts: files dns\n", "where programs of glibc look for names")?;
+        self.link("etc/resolv.conf", "../run/resolv.conf", "servers of names, as the network tells")?;
+        self.link("etc/mtab", "../proc/self/mounts", "what older programs read")?;
+        let folder = self.packages.join("usr/share/ca-certificates/mozilla");
+        let mut files: Vec<PathBuf> = std::fs::read_dir(&folder)?.flatten().map(|entry| entry.path()).collect();
+        files.sort();
+        ensure!(files.len() > 50, "{}: only {} certificates", folder.display(), files.len());
+        let texts: Result<Vec<String>, _> = files.iter().map(std::fs::read_to_string).collect();
+        self.write(
+            "etc/ssl/certs/ca-certificates.crt",
+            &texts?.concat(),
+            "who vouches for servers (ca-certificates)",
+        )
+    }
+
+    /// Takes a program with the libraries that it needs.
+    fn take(&mut self, file: &str, reason: &str) -> anyhow::Result<()> {
+        let (from, to) = (self.packages.join(file), self.root.join(file));
+        if to.exists() {
+            return Ok(());
+        }
+        std::fs::create_dir_all(to.parent().context("a folder")?)?;
+        std::fs::copy(&from, &to).with_context(|| from.display().to_string())?;
+        std::fs::set_permissions(&to, std::fs::Permissions::from_mode(0o755))?;
+        self.note(file, reason);
+        let bytes = std::fs::read(&from)?;
+        let elf = object::File::parse(&*bytes).with_context(|| file.to_owned())?;
+        let mut needed: Vec<String> = needed(&elf)?;
+        if let Some(loader) = elf.section_by_name(".interp") {
+            let path = String::from_utf8_lossy(loader.data()?).trim_end_matches('\0').to_owned();
+            needed.push(path.rsplit('/').next().unwrap_or_default().to_owned());
+        }
+        for name in needed {
+            let found = self.find(&name).with_context(|| format!("{file} needs {name}"))?;
+            self.take(&found, &format!("needed by {file}"))?;
+            if name.starts_with("ld-") {
+                // It is asked for by this name.
+                let beside = self.root.join("usr/lib").join(&name);
+                if !beside.exists() {
+                    symlink(Path::new("/").join(&found), beside)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A library of the packages.
+    fn find(&self, name: &str) -> Option<String> {
+        let folders = ["usr/lib", "lib"];
+        let mut all = Vec::new();
+        for folder in folders {
+            all.push(folder.to_owned());
+            for entry in std::fs::read_dir(self.packages.join(folder)).into_iter().flatten().flatten() {
+                if entry.file_name().to_string_lossy().contains("-linux-gnu") {
+                    all.push(format!("{folder}/{}", entry.file_name().to_string_lossy()));
+                }
+            }
+        }
+        let found =
+            all.into_iter().map(|folder| format!("{folder}/{name}")).find(|it| self.packages.join(it).exists())?;
+        // Merged: `lib` is `usr/lib` here.
+        Some(found.strip_prefix("lib/").map_or(found.clone(), |rest| format!("usr/lib/{rest}")))
+    }
+}
+
+/// `DT_NEEDED`.
+fn needed(elf: &object::File<'_>) -> anyhow::Result<Vec<String>> {
+    /// elf(5)
+    const DT_NEEDED: u64 = 1;
+    let (Some(dynamic), Some(strings)) = (elf.section_by_name(".dynamic"), elf.section_by_name(".dynstr")) else {
+        return Ok(Vec::new());
+    };
+    let (dynamic, strings) = (dynamic.data()?, strings.data()?);
+    let word = if elf.is_64() { 8 } else { 4 };
+    let number = |bytes: &[u8]| bytes.iter().rev().fold(0_u64, |value, &byte| value << 8 | u64::from(byte));
+    let mut names = Vec::new();
+    for entry in dynamic.chunks_exact(2 * word) {
+        if number(&entry[..word]) == DT_NEEDED {
+            let at = usize::try_from(number(&entry[word..]))?;
+            let text = strings.get(at..).unwrap_or_default().split(|&byte| byte == 0).next().unwrap_or_default();
+            names.push(String::from_utf8_lossy(text).into_owned());
+        }
+    }
+    Ok(names)
+}
