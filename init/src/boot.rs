@@ -132,7 +132,7 @@ pub const MODPROBE: &str = "/sbin/modprobe";
 
 fn kernel_settings(log: &Log) {
     for (name, value) in KERNEL {
-        if let Err(error) = std::fs::write(Path::new("/proc/sys").join(name), value) {
+        if let Err(error) = std::fs::write(Path::new("/proc/sys").join(name), format!("{value}\n")) {
             // Not every kernel has all of them.
             info!(log, "{name}: {error}");
         }
@@ -207,7 +207,8 @@ impl Modules {
             }
         }
         let mut known = std::collections::BTreeSet::new();
-        for _ in 0..ROUNDS {
+        let mut rounds = 0;
+        while rounds < ROUNDS {
             let names = modules::device_names(Path::new("/sys"));
             let new: Vec<&String> = names.difference(&known).collect();
             if new.is_empty() {
@@ -219,7 +220,9 @@ impl Modules {
                 }
             }
             known = names;
+            rounds += 1;
         }
+        info!(log, "{} devices in {rounds} rounds, {} modules for them", known.len(), loader.count());
     }
 }
 

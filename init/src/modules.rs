@@ -179,6 +179,11 @@ impl<'a> Loader<'a> {
         Self { index, folder, command_line, tried: BTreeSet::new() }
     }
 
+    /// How many it has loaded or tried.
+    pub fn count(&self) -> usize {
+        self.tried.len()
+    }
+
     /// Loads all that are for a name, with what they need; how many there are.
     ///
     /// # Errors

@@ -50,8 +50,8 @@ case $boot in
   say "kept: $(coracle exec one cat /kept/file)"
   say "orderly: $(coracle exec one cat /kept/ended)"
   say "replayed: $(dmesg | grep -c 'recovery complete')"
-  sleep 20
-  begun=$(ticks); sleep 60
+  sleep 10
+  begun=$(ticks); sleep 30
   say "idle ticks: $(($(ticks) - begun))"
   say "end: $(up)"
   kill -USR2 1; sleep 1000 ;;

@@ -136,7 +136,21 @@ fn test() -> anyhow::Result<()> {
     cargo(&["fmt", "--all", "--check"])?;
     cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])?;
     cargo(&["test", "--workspace", "--locked"])?;
-    demo_if_possible()
+    demo_if_possible()?;
+    boards_if_possible()
+}
+
+/// Boards of 32 bits, whose programs and images are built for it.
+fn boards_if_possible() -> anyhow::Result<()> {
+    match qemu::cannot_run() {
+        Some(reason) => println!("boards skipped: {reason}"),
+        None => {
+            for slug in ["generic-armv7", "raspberry-pi"] {
+                qemu::test(image::board::find(slug)?)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The README's first command is tested like everything else.

@@ -21,6 +21,9 @@ const INSTALLED: &str = "/usr/lib/x86_64-linux-gnu/qemu";
 /// One boot with all that is asked in it, translated, on a machine that does other things too.
 const LONGEST_BOOT: Duration = Duration::from_secs(420);
 
+/// Until the kernel's first word.
+const LONGEST_SILENCE: Duration = Duration::from_secs(60);
+
 /// Answers of a boot, by name.
 pub type Answers = BTreeMap<String, String>;
 
@@ -86,7 +89,7 @@ impl Running {
         if let Some(tree) = &image.device_tree {
             command.arg("-dtb").arg(tree);
         }
-        command.args(["-append", &format!("{} loglevel=5 panic=10", board.command_line)]);
+        command.args(["-append", &format!("{} {} loglevel=5 panic=10", board.command_line, board.emulated)]);
         let disk = disk.display().to_string();
         command.args(board.disk.iter().map(|word| word.replace("DISK", &disk))).args(board.network);
         command.args(["-serial", "stdio", "-monitor", "none", "-display", "none", "-no-reboot"]);
@@ -151,6 +154,11 @@ pub fn test(board: &Board) -> anyhow::Result<()> {
     for boot in 1..=2 {
         let begun = Instant::now();
         let mut running = Running::start(&emulator, board, &image, &disk)?;
+        // Emulated Pis stop now and then before the kernel says anything, also without a word of ours.
+        if running.hear(LONGEST_SILENCE, |_| true).is_err() {
+            println!("{}: nothing was heard; once more", board.slug);
+            running = Running::start(&emulator, board, &image, &disk)?;
+        }
         running.hear(LONGEST_BOOT, |_| false)?;
         let answers = answers(&running.said, boot);
         println!("{} boot {boot}, {:.0} s:", board.slug, begun.elapsed().as_secs_f64());
@@ -161,6 +169,16 @@ pub fn test(board: &Board) -> anyhow::Result<()> {
         judged.with_context(|| running.said.join("\n"))?;
     }
     Ok(())
+}
+
+/// Why boards cannot be emulated here.
+pub fn cannot_run() -> Option<String> {
+    if std::env::consts::ARCH != "x86_64" {
+        return Some("images are built on x86-64".to_owned());
+    }
+    let root = Command::new("id").arg("-u").output().is_ok_and(|it| it.stdout.starts_with(b"0\n"));
+    let apt = Command::new("apt-get").arg("--version").stdout(Stdio::null()).status().is_ok();
+    (!root || !apt).then(|| "needs root and apt-get, to fetch what it lacks".to_owned())
 }
 
 fn is(answers: &Answers, name: &str, wanted: &str) -> anyhow::Result<()> {

@@ -30,6 +30,8 @@ pub struct Board {
     pub modules: &'static [&'static str],
     /// The kernel's command line.
     pub command_line: &'static str,
+    /// More of it in QEMU.
+    pub emulated: &'static str,
     /// QEMU's program and words for the machine.
     pub machine: &'static [&'static str],
     /// Words for its disk, with `DISK` in place of the file.
@@ -58,12 +60,13 @@ pub const BOARDS: &[Board] = &[
         device_tree: Some("bcm2835-rpi-a-plus.dtb"),
         early: &["squashfs", "ext4", "crc32c_generic", "sdhci_iproc", "bcm2835", "sdhci_pltfm", "mmc_block"],
         modules: &[
-            "crc32c_generic", "ext4", "drivers/net/usb/", "drivers/usb/dwc2/", "usb_storage", "drivers/hwmon/",
+            "crc32c_generic", "ext4", "drivers/net/usb/", "usb_storage", "raspberrypi_hwmon",
             "drivers/i2c/busses/", "i2c_dev", "drivers/spi/", "bcm2835_wdt", "bcm2835_rng", "drivers/gpio/",
             "brcmfmac", "drivers/bluetooth/",
         ],
-        // A register that QEMU lacks; `gpt` is for the others.
-        command_line: "console=ttyAMA0,115200 psi=1 cgroup_enable=memory initcall_blacklist=bcm2835_power_driver_init",
+        command_line: "console=ttyAMA0,115200 psi=1 cgroup_enable=memory",
+        // A register that it lacks; and its watchdog resets at once when it is opened.
+        emulated: "initcall_blacklist=bcm2835_power_driver_init coracle.watchdog=0",
         machine: &["qemu-system-arm", "-M", "raspi1ap"],
         disk: &["-drive", "file=DISK,if=sd,format=raw"],
         network: &["-netdev", "user,id=n0", "-device", "usb-net,netdev=n0"],
@@ -81,6 +84,7 @@ pub const BOARDS: &[Board] = &[
             "drivers/net/usb/", "usb_storage", "i2c_dev", "sunxi_wdt",
         ],
         command_line: "console=ttyAMA0,115200 psi=1 gpt",
+        emulated: "",
         machine: &["qemu-system-arm", "-M", "virt", "-cpu", "cortex-a7", "-m", "128"],
         disk: &["-drive", "file=DISK,if=none,id=d0,format=raw", "-device", "virtio-blk-device,drive=d0"],
         network: &["-netdev", "user,id=n0", "-device", "virtio-net-device,netdev=n0"],
