@@ -37,14 +37,17 @@ pub fn is_here() -> bool {
 /// Goes to the root. Returns only with what kept it from that.
 pub fn leave(log: &Log) -> String {
     let (settings, command_line) = boot::read_settings(log);
-    let modules = boot::Modules::read(&command_line);
-    modules.coldplug(log);
+    let sys = Path::new("/sys");
+    // Many boards' kernels have the driver of their card built in; looking at every device takes seconds on a slow one.
+    if settings.roots.first().is_none_or(|root| storage::find(sys, root, &settings.boot).is_none()) {
+        boot::Modules::read(&command_line).coldplug(log);
+    }
     let mut reasons = Vec::new();
     for root in &settings.roots {
         // One that is not there yet may come; once one was there the others are too, or never.
         let device = match reasons.is_empty() {
             true => boot::wait_for(root, &settings.boot),
-            false => storage::find(Path::new("/sys"), root, &settings.boot),
+            false => storage::find(sys, root, &settings.boot),
         };
         let Some(device) = device else {
             reasons.push(format!("there is no {root}"));

@@ -11,7 +11,9 @@ cgroup() { cat /sys/fs/cgroup/system/$1/cgroup.procs; }
 until_says() { n=0; until $2 2> /dev/null | grep -q "$1"; do n=$((n + 1)); [ $n -gt 600 ] && return 1; sleep 0.2; done; }
 private() { awk '/^Private_[CD]/ { kib += $2 } END { print kib + 0 }' /proc/$1/smaps_rollup; }
 ticks() { cat /proc/1/stat /proc/$(cgroup shim)/stat /proc/$(cgroup agent)/stat | awk '{ sum += $14 + $15 } END { print sum }'; }
-until_says '"projects"' 'coracle status --json' && say "agent: $(up)"
+# Without starting anything, so that what is measured is the board's own.
+until [ -S /run/coracle/agent.sock ]; do sleep 0.1; done
+say "agent: $(up)"
 say "lacks: $(tr '\n' ';' < /run/coracle-init/lacks)"
 cd /usr/share/board-test
 
@@ -41,10 +43,11 @@ case $boot in
   say "adopted: $([ "$before" = "$(coracle ps --json | grep -o '"pid":[0-9]*' | sort | tr '\n' ' ')" ] && echo same)"
   kill -9 $(cgroup shim); sleep 1
   say "shim again: $(until_says there 'coracle exec one echo there' && echo yes)"
-  coracle exec one sh -c 'echo kept > /kept/file; sync'
+  coracle exec one sh -c 'echo kept > /kept/file; rm /kept/begun; sync'
   say "stopping: $(up)"
   kill -TERM 1; sleep 1000 ;;
 2)
+  until [ -e /mnt/data/coracle/volumes/board/kept/_data/begun ]; do sleep 0.1; done
   until_says there 'coracle exec one echo there'
   say "service: $(coracle exec one cat /kept/begun)"
   say "kept: $(coracle exec one cat /kept/file)"
@@ -53,6 +56,11 @@ case $boot in
   sleep 10
   begun=$(ticks); sleep 30
   say "idle ticks: $(($(ticks) - begun))"
+  before=$(up); for n in 1 2 3 4 5 6 7 8 9 10; do coracle version > /dev/null; done
+  say "ten starts of the program: $(echo "$(up) $before" | awk '{ print $1 - $2 }') s"
+  before=$(up); for n in 1 2 3 4 5 6 7 8 9 10; do busybox true; done
+  say "ten starts of a small program: $(echo "$(up) $before" | awk '{ print $1 - $2 }') s"
+  say "modules: $(lsmod | wc -l)"
   say "end: $(up)"
   kill -USR2 1; sleep 1000 ;;
 esac

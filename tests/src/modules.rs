@@ -128,11 +128,7 @@ fn find(root: &Path, below: &Path, files: &mut BTreeMap<String, PathBuf>) -> any
 fn read(folder: &Path, path: &Path) -> anyhow::Result<Module> {
     let file = folder.join(path);
     let bytes = match path.extension() {
-        Some(packed) if packed == "xz" => {
-            let output = Command::new("xz").arg("-dc").arg(&file).output().context("starting xz")?;
-            ensure!(output.status.success(), "xz: {}", String::from_utf8_lossy(&output.stderr));
-            output.stdout
-        }
+        Some(packed) if packed == "xz" => unpack(&file)?,
         _ => std::fs::read(&file)?,
     };
     let elf = object::File::parse(&*bytes)?;
@@ -157,12 +153,19 @@ fn read(folder: &Path, path: &Path) -> anyhow::Result<Module> {
     Ok(module)
 }
 
+fn unpack(file: &Path) -> anyhow::Result<Vec<u8>> {
+    let output = Command::new("xz").arg("-dc").arg(file).output().context("starting xz")?;
+    ensure!(output.status.success(), "xz: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(output.stdout)
+}
+
 fn is_there(folder: &Path, name: &str) -> bool {
     let mut files = BTreeMap::new();
     find(folder, Path::new(""), &mut files).is_ok() && files.contains_key(name)
 }
 
-/// Copies chosen modules and their index to `target`, which becomes `/lib/modules/RELEASE`.
+/// Copies chosen modules and their index to `target`, which becomes `/lib/modules/RELEASE`. Packed ones are unpacked: the
+/// file system that they go to packs in a way that is read faster.
 ///
 /// # Errors
 /// As the file system says.
@@ -170,7 +173,11 @@ pub fn copy(folder: &Path, chosen: &Chosen, target: &Path) -> anyhow::Result<()>
     for file in &chosen.files {
         let to = target.join(file);
         std::fs::create_dir_all(to.parent().context("a folder")?)?;
-        run(Command::new("cp").arg(folder.join(file)).arg(&to))?;
+        if file.extension().is_some_and(|it| it == "xz") {
+            std::fs::write(to.with_extension(""), unpack(&folder.join(file))?)?;
+        } else {
+            run(Command::new("cp").arg(folder.join(file)).arg(&to))?;
+        }
     }
-    Ok(std::fs::write(target.join("modules.coracle"), &chosen.index)?)
+    Ok(std::fs::write(target.join("modules.coracle"), chosen.index.replace(".ko.xz", ".ko"))?)
 }

@@ -6,7 +6,7 @@ use coracle_tests::image::Image;
 use coracle_tests::needs;
 use serde_json::json;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Bytes of a card.
@@ -91,28 +91,44 @@ fn check(said: &str, wanted: &[(&str, &str)]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn drive(card: &Path) -> String {
-    format!("file={},format=raw,if=virtio,cache=unsafe", card.display())
+/// A card, and a release of one service that is put onto it.
+struct Release {
+    folder: tempfile::TempDir,
+}
+
+impl Release {
+    fn new(compose: &str) -> anyhow::Result<Self> {
+        let release = Self { folder: tempfile::tempdir()? };
+        card(&release.path("card"))?;
+        Image::busybox()?.with("Cmd", json!(["/bin/sh"])).write(&release.path("hello"))?;
+        std::fs::write(release.path("compose.yaml"), compose)?;
+        Ok(release)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn drive(&self) -> String {
+        format!("file={},format=raw,if=virtio,cache=unsafe", self.path("card").display())
+    }
+
+    fn give(&self, guest: Guest) -> Guest {
+        ["hello", "compose.yaml"].iter().fold(guest, |guest, name| guest.give(&self.path(name), name))
+    }
 }
 
 #[test]
 fn a_board_boots_grows_runs_a_release_and_comes_up_with_it_again() -> anyhow::Result<()> {
     needs!("qemu-system-x86_64", "busybox", "dpkg", "apt-cache", "sfdisk", "mke2fs");
-    let folder = tempfile::tempdir()?;
-    let path = folder.path().join("card");
-    card(&path)?;
-    let image = folder.path().join("hello");
-    Image::busybox()?.with("Cmd", json!(["/bin/sh"])).write(&image)?;
-    let compose = folder.path().join("compose.yaml");
-    std::fs::write(
-        &compose,
+    let release = Release::new(
         "name: demo\nservices:\n  one:\n    image: hello:1\n    pull_policy: never\n    network_mode: none\n    restart: always\n    command: [sh, -c, \"trap 'date > /dev/null; echo in order > /kept/ended; sync; exit 0' TERM; while :; do sleep 0.2; done\"]\n    volumes: [\"kept:/kept\"]\nvolumes: {kept: {}}\n",
     )?;
     let machine = |drive: &str| -> anyhow::Result<Guest> {
         let guest = Guest::new()?.init(&["squashfs", "zram", "lz4", "softdog"]).arguments(&["-drive", drive]);
-        Ok(guest.give(&image, "hello").give(&compose, "compose.yaml"))
+        Ok(release.give(guest))
     };
-    let said = machine(&drive(&path))?.run(FIRST_BOOT)?;
+    let said = machine(&release.drive())?.run(FIRST_BOOT)?;
     println!("{said}");
     let host = (*lines(&said).get("host").context("host")?).to_owned();
     ensure!(host.starts_with("coracle-") && host.len() == 15, "{host}");
@@ -146,7 +162,7 @@ fn a_board_boots_grows_runs_a_release_and_comes_up_with_it_again() -> anyhow::Re
     ensure!(size > 100, "the file system has {size} MiB");
     ensure!(["cpu", "io", "memory", "pids"].iter().all(|it| lines_of["controllers"].contains(it)));
 
-    let said = machine(&drive(&path))?.run(SECOND_BOOT)?;
+    let said = machine(&release.drive())?.run(SECOND_BOOT)?;
     println!("{said}");
     check(
         &said,
@@ -190,17 +206,11 @@ coracle stop one > /tmp/stop 2>&1 & sleep 3; echo "no step: $(coracle ps --json 
 fn ends_by_the_hundred_leave_the_first_process_as_it_was_and_a_failing_agent_gets_a_safe_mode()
 -> anyhow::Result<()> {
     needs!("qemu-system-x86_64", "busybox", "dpkg", "apt-cache", "sfdisk", "mke2fs");
-    let folder = tempfile::tempdir()?;
-    let path = folder.path().join("card");
-    card(&path)?;
-    let image = folder.path().join("hello");
-    Image::busybox()?.with("Cmd", json!(["/bin/sh"])).write(&image)?;
-    let compose = folder.path().join("compose.yaml");
     let text = "name: demo\nservices: {one: {image: 'hello:1', pull_policy: never, network_mode: none, command: sleep 1000, restart: always}}\n";
-    std::fs::write(&compose, text)?;
-    let words = drive(&path);
+    let release = Release::new(text)?;
+    let words = release.drive();
     let guest = Guest::new()?.init(&[]).arguments(&["-drive", &words]).keeps("failing /bin/false");
-    let said = guest.give(&image, "hello").give(&compose, "compose.yaml").run(STORM)?;
+    let said = release.give(guest).run(STORM)?;
     println!("{said}");
     check(
         &said,

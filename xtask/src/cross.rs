@@ -198,7 +198,9 @@ impl Chain {
         command.env("CARGO_UNSTABLE_BUILD_STD_FEATURES", "optimize_for_size");
         command.env("__CARGO_TESTS_ONLY_SRC_ROOT", &self.library);
         command.env(format!("CARGO_TARGET_{upper}_LINKER"), &compiler);
-        command.env(format!("CARGO_TARGET_{upper}_RUSTFLAGS"), "-C link-self-contained=no");
+        // Nothing is unwound (panic=abort), and without names of functions nothing would be read from the tables for it.
+        let flags = "-C link-self-contained=no -C force-unwind-tables=no";
+        command.env(format!("CARGO_TARGET_{upper}_RUSTFLAGS"), flags);
         if let Some((runner, words)) = target.runner {
             command.env(format!("CARGO_TARGET_{upper}_RUNNER"), [&[runner], words].concat().join(" "));
         }

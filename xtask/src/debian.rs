@@ -3,6 +3,7 @@
 use anyhow::{Context, ensure};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 /// Packages of some suites.
 pub struct Suites {
@@ -41,6 +42,8 @@ impl Suites {
             format!("Dir::Cache={}", folder.join("cache").display()),
             // The packages are read by us, not by apt's own user.
             "APT::Sandbox::User=root".to_owned(),
+            // A list that could not be fetched is an error, not an old list.
+            "APT::Update::Error-Mode=any".to_owned(),
         ];
         if let Some(architecture) = architecture {
             let status = folder.join("status");
@@ -55,7 +58,7 @@ impl Suites {
             ]);
         }
         let suites = Self { folder, options };
-        run(suites.command("apt-get").args(["-q", "update"]))?;
+        fetch(|| suites.command("apt-get"), &["-q", "update"])?;
         Ok(suites)
     }
 
@@ -92,7 +95,7 @@ impl Suites {
     pub fn unpack_all(&self, names: &[&str], into: &Path) -> anyhow::Result<()> {
         let archives = self.folder.join("cache/archives");
         let words = ["-q", "-y", "--no-install-recommends", "--download-only", "install"];
-        run(self.command("apt-get").args(words).args(names))?;
+        fetch(|| self.command("apt-get"), &[&words[..], names].concat())?;
         let mut paths: Vec<PathBuf> = std::fs::read_dir(&archives)?.flatten().map(|entry| entry.path()).collect();
         paths.retain(|path| path.extension().is_some_and(|it| it == "deb"));
         paths.sort();
@@ -109,7 +112,7 @@ impl Suites {
     /// # Errors
     /// When it cannot be fetched or unpacked.
     pub fn unpack(&self, wanted: &str) -> anyhow::Result<PathBuf> {
-        run(self.command("apt-get").args(["-q", "download", wanted]))?;
+        fetch(|| self.command("apt-get"), &["-q", "download", wanted])?;
         let name = wanted.split('=').next().unwrap_or(wanted);
         let is_it = |path: &PathBuf| {
             path.file_name().is_some_and(|it| it.to_string_lossy().starts_with(&format!("{name}_")))
@@ -135,6 +138,23 @@ fn mirror() -> String {
         uri.split_whitespace().find(|word| word.ends_with("/debian") || word.ends_with("/debian/"))
     });
     found.unwrap_or("http://deb.debian.org/debian").to_owned()
+}
+
+/// How often something is fetched: names are not resolved for a moment, a mirror is being written to.
+const TRIES: u32 = 5;
+/// Between two times.
+const PAUSE: Duration = Duration::from_secs(10);
+
+/// Runs a command of apt that reads from the network, again when it fails.
+fn fetch(command: impl Fn() -> Command, words: &[&str]) -> anyhow::Result<()> {
+    for _ in 1..TRIES {
+        match run(command().args(words)) {
+            Ok(()) => return Ok(()),
+            Err(error) => println!("{error:#}; once more in {} s", PAUSE.as_secs()),
+        }
+        std::thread::sleep(PAUSE);
+    }
+    run(command().args(words))
 }
 
 /// Runs a command that must succeed.
