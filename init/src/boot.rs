@@ -163,9 +163,14 @@ fn cgroups(log: &Log, booted: &mut Booted) {
     }
 }
 
+/// The kernel's command line.
+pub fn command_line() -> String {
+    files::read_text("/proc/cmdline", MAX_COMMAND_LINE).unwrap_or_default()
+}
+
 /// Settings, and the kernel's command line.
 pub fn read_settings(log: &Log) -> (Settings, String) {
-    let command_line = files::read_text("/proc/cmdline", MAX_COMMAND_LINE).unwrap_or_default();
+    let command_line = command_line();
     let file = files::read_text(settings::FILE, settings::MAX_FILE).unwrap_or_default();
     let (settings, ignored) = Settings::read(&file, &command_line);
     for settings::Ignored(what) in ignored {
@@ -335,7 +340,7 @@ fn identity(state: &Path) -> io::Result<()> {
     let id = match known.trim() {
         known if is_id(known) => known.to_owned(),
         _ => {
-            // The kernel's own, from its random numbers, which are good only when this returns.
+            // A name, and no secret: the kernel gives it before its random numbers are good.
             let made = files::read_text("/proc/sys/kernel/random/uuid", 64)?.trim().replace('-', "");
             files::replace(&path, format!("{made}\n").as_bytes())?;
             made

@@ -76,7 +76,7 @@ pub fn unix_of(time: RtcTime) -> Option<u64> {
     Some((days - 719_468) * 86_400 + seconds)
 }
 
-/// What this board knows. `saved`: the file whose time of change is the saved time.
+/// What this board knows. `saved`: the file that says the time that was saved, or has it as its time of change.
 pub fn known(built_unix_s: u64, saved: &Path) -> Known {
     let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).ok().map(|it| it.as_secs());
     let rtc = File::open("/dev/rtc0").and_then(|clock| read_rtc(clock.as_fd())).ok();

@@ -90,12 +90,8 @@ fn save() -> u8 {
 
 /// `modprobe -q -- NAME`, as the kernel calls it.
 fn modprobe(words: &[&str]) -> u8 {
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    let folder = modules::folder(&release);
-    let text = files::read_text(folder.join(modules::INDEX), modules::MAX_INDEX).unwrap_or_default();
-    let line = files::read_text("/proc/cmdline", 8192).unwrap_or_default();
-    let index = modules::Index::parse(&text);
-    let mut loader = modules::Loader::new(&index, &folder, &line);
+    let modules = boot::Modules::read(&boot::command_line());
+    let mut loader = modules.loader();
     let mut names = words.iter().filter(|word| !word.starts_with('-'));
     let loaded = names.all(|name| loader.load(name).is_ok_and(|count| count > 0));
     u8::from(!loaded)

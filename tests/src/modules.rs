@@ -94,7 +94,7 @@ fn take(
         return Ok(());
     }
     let path = files.get(name).with_context(|| format!("the kernel has no module {name}"))?;
-    let module = read(folder, path).with_context(|| path.display().to_string())?;
+    let module = read(folder, path, files).with_context(|| path.display().to_string())?;
     order.push((name.to_owned(), Module { path: module.path, needs: Vec::new(), aliases: module.aliases }));
     let at = order.len() - 1;
     for need in module.needs {
@@ -125,7 +125,7 @@ fn find(root: &Path, below: &Path, files: &mut BTreeMap<String, PathBuf>) -> any
     Ok(())
 }
 
-fn read(folder: &Path, path: &Path) -> anyhow::Result<Module> {
+fn read(folder: &Path, path: &Path, files: &BTreeMap<String, PathBuf>) -> anyhow::Result<Module> {
     let file = folder.join(path);
     let bytes = match path.extension() {
         Some(packed) if packed == "xz" => unpack(&file)?,
@@ -144,7 +144,7 @@ fn read(folder: &Path, path: &Path) -> anyhow::Result<Module> {
                 let pre = text.split("post:").next().unwrap_or_default();
                 let names = pre.strip_prefix("pre:").unwrap_or_default().split_whitespace().map(normal);
                 // Ciphers by kinds (`crypto-…`), of which there may be none.
-                module.needs.extend(names.filter(|name| is_there(folder, name)));
+                module.needs.extend(names.filter(|name| files.contains_key(name)));
             }
             Some(("alias", alias)) => module.aliases.push(alias.to_owned()),
             _ => {}
@@ -157,11 +157,6 @@ fn unpack(file: &Path) -> anyhow::Result<Vec<u8>> {
     let output = Command::new("xz").arg("-dc").arg(file).output().context("starting xz")?;
     ensure!(output.status.success(), "xz: {}", String::from_utf8_lossy(&output.stderr));
     Ok(output.stdout)
-}
-
-fn is_there(folder: &Path, name: &str) -> bool {
-    let mut files = BTreeMap::new();
-    find(folder, Path::new(""), &mut files).is_ok() && files.contains_key(name)
 }
 
 /// Copies chosen modules and their index to `target`, which becomes `/lib/modules/RELEASE`. Packed ones are unpacked: the

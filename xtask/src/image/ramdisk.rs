@@ -2,7 +2,7 @@
 //! driver-api/early-userspace/buffer-format.rst). The same files give the same bytes.
 
 use anyhow::Context;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -55,7 +55,7 @@ impl Archive {
             } else if kind.is_symlink() {
                 let target = std::fs::read_link(entry.path())?;
                 self.entry(&name, LINK | 0o777, (0, 0), target.to_str().context("a link's target")?.as_bytes());
-            } else if kind.is_file() && !kind.is_char_device() {
+            } else if kind.is_file() {
                 self.entry(&name, FILE | mode, (0, 0), &std::fs::read(entry.path())?);
             }
         }
