@@ -314,6 +314,8 @@ cd /given/plain; $S run plain 2>&1 | sed 's/^/plain: /'; echo "left: $(ls /run/o
 cd /given/box; for after in 0.01 0.02 0.04 0.06 0.08 0.1 0.15 0.2; do
 timeout -s KILL $after coracle oci --root /run/oci --systemd-cgroup create killed > /dev/null 2>&1 < /dev/null; $R delete -f killed || echo "not deleted"; done
 echo "killed: $(gone $cg) $(ls /run/oci)"
+mkdir -p $cg/begin; $S run --detach one > /dev/null; echo "old folder: $? $(ls $cg | grep -c container)"
+$R delete -f one; echo "old folder gone: $? $(gone $cg)"
 ln -s /bin/coracle /bin/coracle-oci
 P() { podman --conmon /bin/conmon --runtime /bin/coracle-oci "$@"; }
 P run --rm --network none --memory 32m --name two --rootfs /given/short/rootfs \
@@ -379,6 +381,8 @@ fn systemd_is_asked_for_a_scope() -> anyhow::Result<()> {
         ("bad", "1 gone"),
         ("left", " 0"),
         ("killed", "gone"),
+        ("old folder", "0 1"),
+        ("old folder gone", "0 gone"),
         ("podman", "inside 0::/"),
         ("podman place", "/machine.slice/libpod-ID.scope/container"),
         ("podman exec", "there"),

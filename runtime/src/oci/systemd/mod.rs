@@ -135,15 +135,19 @@ impl Wanted {
         let (heard, say) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(errno("making a pipe"))?;
         let parent = nix::unistd::getpid();
         let child = sys::fork_worker(|| {
+            // Signals to the command's group are not for it. And it outlives the command until the scope has begun: of
+            // a process that is about to end systemd makes a scope that was never filled, and so never ends.
+            let _ = nix::unistd::setsid();
+            let held = self.hold();
             let _ = nix::sys::prctl::set_pdeathsig(Some(Signal::SIGKILL));
-            let (good, word) = match self.hold() {
+            let (good, word) = match held {
                 Ok(cgroup) => (b'+', cgroup),
                 Err(reason) => (b'-', reason),
             };
             let mut word = [&[good], word.as_bytes()].concat();
             word.truncate(MAX_WORD);
             let told = nix::unistd::write(&say, &word);
-            // A parent that went before the signal of its end was asked for is not waited for.
+            // For a command that ended before the signal of its end was asked for, nothing is held.
             while good == b'+' && told.is_ok() && getppid() == parent {
                 nix::unistd::pause();
             }
@@ -194,7 +198,8 @@ impl Wanted {
         };
         // Aside: controllers are handed down only from a cgroup without processes.
         let aside = cgroup::controller(&cgroup, BEGIN).join(BEGIN);
-        std::fs::create_dir(&aside)
+        // One can be left of a scope before (`wait_until_gone`).
+        std::fs::create_dir_all(&aside)
             .and_then(|()| std::fs::write(aside.join("cgroup.procs"), "0"))
             .map_err(|error| format!("{}: {error}", aside.display()))?;
         Ok(cgroup)
@@ -332,12 +337,18 @@ impl Drop for Scope {
 }
 
 /// Waits until systemd has removed the scope of a container that was removed, so that its name is free. Bounded.
+///
+/// systemd tries once: a folder that goes away below it at that moment makes it leave the rest, and forget it.
 pub fn wait_until_gone(scope: &str) {
     let folder = cgroup::controller(scope, "");
     let begun = Instant::now();
     while folder.exists() {
+        // The placeholder's is ours. A cgroup with a process in it is not removed by this.
+        let _ = std::fs::remove_dir(folder.join(BEGIN));
         if begun.elapsed() > GOING {
-            tracing::warn!(scope, "systemd has not removed it yet");
+            if let Err(error) = std::fs::remove_dir(&folder) {
+                tracing::warn!(scope, %error, "systemd has not removed it yet");
+            }
             return;
         }
         std::thread::sleep(PAUSE);
