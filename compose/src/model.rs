@@ -27,126 +27,144 @@ pub struct Project {
     pub configs: BTreeMap<String, FileObject>,
 }
 
-/// One service.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Service {
-    /// Image reference as written. `None` only with [`Service::has_build`].
-    pub image: Option<String>,
-    /// The file has a `build` section for this service.
-    pub has_build: bool,
-    /// `None`: the image's CMD. `Some(vec![])`: cleared.
-    pub command: Option<Vec<String>>,
-    /// `None`: the image's ENTRYPOINT. `Some(vec![])`: cleared.
-    pub entrypoint: Option<Vec<String>>,
-    /// A `None` value removes the variable, the image's own included.
-    pub environment: BTreeMap<String, Option<String>>,
-    /// Labels of the service.
-    pub labels: BTreeMap<String, String>,
-    /// `user[:group]`, by name or number.
-    pub user: Option<String>,
-    /// Extra groups by name or number.
-    pub group_add: Vec<String>,
-    /// Working folder in the container.
-    pub working_dir: Option<String>,
-    /// Host name of the container.
-    pub hostname: Option<String>,
-    /// Domain name of the container.
-    pub domainname: Option<String>,
-    /// Allocate a terminal. `None`: not written in the file (false; true in a document from a balena backend).
-    pub tty: Option<bool>,
-    /// Keep standard input open.
-    pub stdin_open: bool,
-    /// Run a small init as PID 1 that reaps. `None`: not written.
-    pub init: Option<bool>,
-    /// What happens when the main process ends.
-    pub restart: Restart,
-    /// Signal name or number as written; `None`: the image's, else SIGTERM.
-    pub stop_signal: Option<String>,
-    /// `None`: 10 s.
-    pub stop_grace_period: Option<Duration>,
-    /// All capabilities, all devices.
-    pub privileged: bool,
-    /// Root file system read-only.
-    pub read_only: bool,
-    /// Capability names without `CAP_`, upper case; `ALL` is allowed.
-    pub cap_add: Vec<String>,
-    /// As [`Service::cap_add`].
-    pub cap_drop: Vec<String>,
-    /// Device nodes.
-    pub devices: Vec<Device>,
-    /// Device roles (CDI names, `vendor/class=name`).
-    pub cdi_devices: Vec<String>,
-    /// cgroup device rules as written, checked (`c 1:3 rwm`).
-    pub device_cgroup_rules: Vec<String>,
-    /// Entries as written, checked; `label` entries are left out.
-    pub security_opt: Vec<String>,
-    /// The profile that `security_opt: seccomp:FILE` names, JSON.
-    pub seccomp: Option<String>,
-    /// Kernel parameters.
-    pub sysctls: BTreeMap<String, String>,
-    /// Resource limits by Compose name (`nofile`), soft and hard; -1 is unlimited.
-    pub ulimits: BTreeMap<String, Ulimit>,
-    /// `host`, `auto` (users of its own), or none.
-    pub userns_mode: Option<String>,
-    /// `host`, `service:NAME` or none.
-    pub pid: Option<String>,
-    /// `host`, `none`, `private`, `shareable`, `service:NAME`.
-    pub ipc: Option<String>,
-    /// `host` or none.
-    pub uts: Option<String>,
-    /// `host` or `private`.
-    pub cgroup: Option<String>,
-    /// Parent cgroup below Coracle's own.
-    pub cgroup_parent: Option<String>,
-    /// Size of `/dev/shm` in bytes; `None`: 64 MiB.
-    pub shm_size: Option<u64>,
-    /// cgroup limits.
-    pub limits: Limits,
-    /// -1000 to 1000.
-    pub oom_score_adj: Option<i32>,
-    /// Mounts other than secrets and configs, in the file's order.
-    pub mounts: Vec<Mount>,
-    /// Secrets to show as files.
-    pub secrets: Vec<FileGrant>,
-    /// Configs to show as files.
-    pub configs: Vec<FileGrant>,
-    /// Published ports, one entry a container port.
-    pub ports: Vec<Port>,
-    /// Ports as documentation only.
-    pub expose: Vec<String>,
-    /// How the service is connected.
-    pub network: NetworkMode,
-    /// MAC address on the first network.
-    pub mac_address: Option<String>,
-    /// Name servers, in order.
-    pub dns: Vec<String>,
-    /// Search domains, in order.
-    pub dns_search: Vec<String>,
-    /// resolv.conf options.
-    pub dns_opt: Vec<String>,
-    /// Host name to addresses, added to `/etc/hosts`.
-    pub extra_hosts: Vec<(String, String)>,
-    /// Health check of the file; merged field by field over the image's.
-    pub healthcheck: Option<HealthCheck>,
-    /// Start order.
-    pub depends_on: BTreeMap<String, Dependency>,
-    /// Other services' links: name and alias, both names answer in DNS.
-    pub links: Vec<(String, String)>,
-    /// `linux/arm/v6` and so on, as written, checked for form.
-    pub platform: Option<String>,
-    /// OCI runtime name as written.
-    pub runtime: Option<String>,
-    /// When the image is pulled.
-    pub pull_policy: PullPolicy,
-    /// Number of containers; more than one is refused by the parser.
-    pub scale: u32,
-    /// Log bounds.
-    pub logging: Logging,
-    /// Annotations.
-    pub annotations: BTreeMap<String, String>,
-    /// `running: false` keeps the service stopped (balena).
-    pub running: Option<bool>,
+/// A document tells what differs from the default: it is short, and a field that a later version adds is absent until
+/// somebody uses it, so an updated agent makes no container anew for it. Containers are known by a digest of this: fields
+/// that are there stay in their order.
+macro_rules! sparse {
+    ($(#[$attribute:meta])* pub struct $name:ident { $($(#[$about:meta])* pub $field:ident: $kind:ty,)* }) => {
+        $(#[$attribute])*
+        pub struct $name {
+            $($(#[$about])* #[serde(skip_serializing_if = "is_default")] pub $field: $kind,)*
+        }
+    };
+}
+
+fn is_default<T: Default + PartialEq>(it: &T) -> bool {
+    *it == T::default()
+}
+
+sparse! {
+    /// One service.
+    #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields, default)]
+    pub struct Service {
+        /// Image reference as written. `None` only with [`Service::has_build`].
+        pub image: Option<String>,
+        /// The file has a `build` section for this service.
+        pub has_build: bool,
+        /// `None`: the image's CMD. `Some(vec![])`: cleared.
+        pub command: Option<Vec<String>>,
+        /// `None`: the image's ENTRYPOINT. `Some(vec![])`: cleared.
+        pub entrypoint: Option<Vec<String>>,
+        /// A `None` value removes the variable, the image's own included.
+        pub environment: BTreeMap<String, Option<String>>,
+        /// Labels of the service.
+        pub labels: BTreeMap<String, String>,
+        /// `user[:group]`, by name or number.
+        pub user: Option<String>,
+        /// Extra groups by name or number.
+        pub group_add: Vec<String>,
+        /// Working folder in the container.
+        pub working_dir: Option<String>,
+        /// Host name of the container.
+        pub hostname: Option<String>,
+        /// Domain name of the container.
+        pub domainname: Option<String>,
+        /// Allocate a terminal. `None`: not written in the file (false; true in a document from a balena backend).
+        pub tty: Option<bool>,
+        /// Keep standard input open.
+        pub stdin_open: bool,
+        /// Run a small init as PID 1 that reaps. `None`: not written.
+        pub init: Option<bool>,
+        /// What happens when the main process ends.
+        pub restart: Restart,
+        /// Signal name or number as written; `None`: the image's, else SIGTERM.
+        pub stop_signal: Option<String>,
+        /// `None`: 10 s.
+        pub stop_grace_period: Option<Duration>,
+        /// All capabilities, all devices.
+        pub privileged: bool,
+        /// Root file system read-only.
+        pub read_only: bool,
+        /// Capability names without `CAP_`, upper case; `ALL` is allowed.
+        pub cap_add: Vec<String>,
+        /// As [`Service::cap_add`].
+        pub cap_drop: Vec<String>,
+        /// Device nodes.
+        pub devices: Vec<Device>,
+        /// Device roles (CDI names, `vendor/class=name`).
+        pub cdi_devices: Vec<String>,
+        /// cgroup device rules as written, checked (`c 1:3 rwm`).
+        pub device_cgroup_rules: Vec<String>,
+        /// Entries as written, checked; `label` entries are left out.
+        pub security_opt: Vec<String>,
+        /// The profile that `security_opt: seccomp:FILE` names, JSON.
+        pub seccomp: Option<String>,
+        /// Kernel parameters.
+        pub sysctls: BTreeMap<String, String>,
+        /// Resource limits by Compose name (`nofile`), soft and hard; -1 is unlimited.
+        pub ulimits: BTreeMap<String, Ulimit>,
+        /// `host`, `auto` (users of its own), or none.
+        pub userns_mode: Option<String>,
+        /// `host`, `service:NAME` or none.
+        pub pid: Option<String>,
+        /// `host`, `none`, `private`, `shareable`, `service:NAME`.
+        pub ipc: Option<String>,
+        /// `host` or none.
+        pub uts: Option<String>,
+        /// `host` or `private`.
+        pub cgroup: Option<String>,
+        /// Parent cgroup below Coracle's own.
+        pub cgroup_parent: Option<String>,
+        /// Size of `/dev/shm` in bytes; `None`: 64 MiB.
+        pub shm_size: Option<u64>,
+        /// cgroup limits.
+        pub limits: Limits,
+        /// -1000 to 1000.
+        pub oom_score_adj: Option<i32>,
+        /// Mounts other than secrets and configs, in the file's order.
+        pub mounts: Vec<Mount>,
+        /// Secrets to show as files.
+        pub secrets: Vec<FileGrant>,
+        /// Configs to show as files.
+        pub configs: Vec<FileGrant>,
+        /// Published ports, one entry a container port.
+        pub ports: Vec<Port>,
+        /// Ports as documentation only.
+        pub expose: Vec<String>,
+        /// How the service is connected.
+        pub network: NetworkMode,
+        /// MAC address on the first network.
+        pub mac_address: Option<String>,
+        /// Name servers, in order.
+        pub dns: Vec<String>,
+        /// Search domains, in order.
+        pub dns_search: Vec<String>,
+        /// resolv.conf options.
+        pub dns_opt: Vec<String>,
+        /// Host name to addresses, added to `/etc/hosts`.
+        pub extra_hosts: Vec<(String, String)>,
+        /// Health check of the file; merged field by field over the image's.
+        pub healthcheck: Option<HealthCheck>,
+        /// Start order.
+        pub depends_on: BTreeMap<String, Dependency>,
+        /// Other services' links: name and alias, both names answer in DNS.
+        pub links: Vec<(String, String)>,
+        /// `linux/arm/v6` and so on, as written, checked for form.
+        pub platform: Option<String>,
+        /// OCI runtime name as written.
+        pub runtime: Option<String>,
+        /// When the image is pulled.
+        pub pull_policy: PullPolicy,
+        /// Number of containers; more than one is refused by the parser.
+        pub scale: u32,
+        /// Log bounds.
+        pub logging: Logging,
+        /// Annotations.
+        pub annotations: BTreeMap<String, String>,
+        /// `running: false` keeps the service stopped (balena).
+        pub running: Option<bool>,
+    }
 }
 
 /// When a service is started again after its main process ended.

@@ -20,5 +20,7 @@ pub mod shim;
 mod sys;
 pub mod terminal;
 mod untrusted;
+#[cfg(test)]
+mod wide;
 
 pub use untrusted::one_line;

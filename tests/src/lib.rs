@@ -22,7 +22,15 @@ pub mod upload;
 #[macro_export]
 macro_rules! needs {
     ($($tool:literal),* $(,)?) => {
-        if let Some(reason) = $crate::board::missing(&[$($tool),*]) {
+        $crate::skip_without!($crate::board::missing(&[$($tool),*]))
+    };
+}
+
+/// Ends a test where there is a reason that it cannot run, and says so.
+#[macro_export]
+macro_rules! skip_without {
+    ($lacks:expr) => {
+        if let Some(reason) = $lacks {
             println!("skipped: {reason}");
             return Ok(());
         }

@@ -7,7 +7,7 @@ use anyhow::{Context, bail, ensure};
 use coracle_runtime::image::arm;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// A machine that we build for.
 pub struct Target {
@@ -55,6 +55,18 @@ pub const TARGETS: [Target; 4] = [
     },
 ];
 
+/// The profile of tests that run on boards: emulated ones take minutes for code that is not optimized.
+const TESTS: &str = "board-tests";
+
+/// What happens at a panic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Panic {
+    /// As in the product.
+    Abort,
+    /// A test that panics has failed, and the others go on.
+    Unwind,
+}
+
 /// Everything that is fetched.
 const FOLDER: &str = "target/cross";
 
@@ -84,7 +96,8 @@ fn build_with(name: &str, profile: &str) -> anyhow::Result<PathBuf> {
     let target = find(name)?;
     let chain = Chain::prepare()?;
     let config = edits::config()?;
-    chain.cargo(target, &["build", "--profile", profile, "--locked", "-p", "coracle", "--config", &config])?;
+    let words = ["build", "--profile", profile, "--locked", "-p", "coracle", "--config", &config];
+    finish(chain.cargo(target, &words, Panic::Abort), &words)?;
     let program = Path::new("target").join(target.name).join(profile).join("coracle");
     check(target, &program)?;
     let size = std::fs::metadata(&program)?.len();
@@ -107,9 +120,41 @@ pub fn test(name: &str) -> anyhow::Result<()> {
     install::packages(&["qemu-user-static"])?;
     let chain = Chain::prepare()?;
     let config = edits::config()?;
-    let mut words = vec!["test", "--locked", "--lib", "--config", &config];
+    let mut words = vec!["test", "--profile", TESTS, "--locked", "--lib", "--config", &config];
     words.extend(TESTED.iter().flat_map(|name| ["-p", name]));
-    chain.cargo(target, &words)
+    finish(chain.cargo(target, &words, Panic::Unwind), &words)
+}
+
+/// Programs of privileged tests, built for a board; by name.
+///
+/// # Errors
+/// What could not be fetched or built.
+pub fn suites(name: &str, suites: &[&str]) -> anyhow::Result<Vec<PathBuf>> {
+    let target = find(name)?;
+    let chain = Chain::prepare()?;
+    let config = edits::config()?;
+    let mut words = vec!["test", "--profile", TESTS, "--locked", "--no-run", "--config", &config];
+    words.extend(["-p", "coracle-tests", "--message-format", "json-render-diagnostics"]);
+    words.extend(suites.iter().flat_map(|name| ["--test", name]));
+    let output = chain.cargo(target, &words, Panic::Unwind).stderr(Stdio::inherit()).output()?;
+    ensure!(output.status.success(), "cargo {} failed", words.join(" "));
+    let messages: Vec<serde_json::Value> =
+        output.stdout.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
+    let program = |suite: &&str| {
+        let message = messages.iter().find(|it| it["target"]["name"] == *suite && it["executable"].is_string());
+        message.and_then(|it| it["executable"].as_str()).map(PathBuf::from).with_context(|| format!("no {suite}"))
+    };
+    suites.iter().map(program).collect()
+}
+
+/// A static C program for a board.
+///
+/// # Errors
+/// What could not be fetched or built.
+pub fn compile(name: &str, source: &Path, program: &Path) -> anyhow::Result<()> {
+    let target = find(name)?;
+    let compiler = Chain::prepare()?.folder.join("bin").join(format!("cc-{}", target.name));
+    run(Command::new(compiler).args(["-O1", "-static", "-s", "-o"]).arg(program).arg(source))
 }
 
 fn find(name: &str) -> anyhow::Result<&'static Target> {
@@ -186,7 +231,7 @@ impl Chain {
     }
 
     /// cargo for a target, with a standard library that is built for it.
-    fn cargo(&self, target: &Target, words: &[&str]) -> anyhow::Result<()> {
+    fn cargo(&self, target: &Target, words: &[&str], panic: Panic) -> Command {
         let tool = |name: &str| self.folder.join("bin").join(name);
         let compiler = tool(&format!("cc-{}", target.name));
         let (lower, upper) = (target.name.replace('-', "_"), target.name.replace('-', "_").to_uppercase());
@@ -194,21 +239,28 @@ impl Chain {
         let mut command = Command::new(env!("CARGO"));
         command.args(words).args(["--target", target.name]);
         command.env("RUSTC_BOOTSTRAP", "1").env("CARGO_UNSTABLE_BUILD_STD", "std,panic_abort");
-        // Without its default features: a panic says where it was, and not by which way; a board has no names of functions.
-        command.env("CARGO_UNSTABLE_BUILD_STD_FEATURES", "optimize_for_size");
+        let mut flags = "-C link-self-contained=no".to_owned();
+        if panic == Panic::Abort {
+            // Without std's default features: a panic says where it was, and not by which way; a board has no names of
+            // functions. And nothing reads the tables by which it would be unwound.
+            command.env("CARGO_UNSTABLE_BUILD_STD_FEATURES", "optimize_for_size");
+            flags.push_str(" -C force-unwind-tables=no");
+        }
         command.env("__CARGO_TESTS_ONLY_SRC_ROOT", &self.library);
         command.env(format!("CARGO_TARGET_{upper}_LINKER"), &compiler);
-        // Nothing is unwound (panic=abort), and without names of functions nothing would be read from the tables for it.
-        let flags = "-C link-self-contained=no -C force-unwind-tables=no";
         command.env(format!("CARGO_TARGET_{upper}_RUSTFLAGS"), flags);
         if let Some((runner, words)) = target.runner {
             command.env(format!("CARGO_TARGET_{upper}_RUNNER"), [&[runner], words].concat().join(" "));
         }
         command.env(format!("CC_{lower}"), &compiler);
         command.env(format!("AR_{lower}"), tool("ar")).env(format!("RANLIB_{lower}"), tool("ranlib"));
-        let status = command.status().context("starting cargo")?;
-        if status.success() { Ok(()) } else { bail!("cargo {} failed", words.join(" ")) }
+        command
     }
+}
+
+fn finish(mut cargo: Command, words: &[&str]) -> anyhow::Result<()> {
+    let status = cargo.status().context("starting cargo")?;
+    if status.success() { Ok(()) } else { bail!("cargo {} failed", words.join(" ")) }
 }
 
 /// The source of the standard library, of the compiler's own version, with our edit; its `library` folder.

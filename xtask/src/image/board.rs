@@ -49,6 +49,13 @@ pub const COMMON: &[&str] = &[
     "lz4", "loop", "fuse",
 ];
 
+/// Of these, what the rules and links of any release with a network need: loaded at every boot. Else the kernel asks for
+/// each as it is met, which starts a program for each, and the first release waits.
+pub const EARLY: &[&str] = &[
+    "overlay", "nf_tables", "nft_chain_nat", "nft_ct", "nft_nat", "nft_masq", "nft_fib_inet", "veth", "bridge",
+    "br_netfilter", "nf_conntrack_netlink",
+];
+
 /// All.
 pub const BOARDS: &[Board] = &[
     Board {

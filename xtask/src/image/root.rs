@@ -1,7 +1,7 @@
 //! The root slot: read-only, with nothing of a distribution but what has a reason. Each file's reason is in
 //! `usr/share/coracle/manifest`.
 
-use super::board::{Board, COMMON};
+use super::board::{Board, COMMON, EARLY};
 use anyhow::{Context, ensure};
 use object::{Object, ObjectSection};
 use std::collections::BTreeMap;
@@ -63,7 +63,7 @@ pub fn make(parts: &Parts<'_>, root: &Path) -> anyhow::Result<()> {
     tree.configuration(parts)?;
     let release = parts.modules.file_name().context("a release")?;
     let wanted: Vec<&str> = COMMON.iter().chain(parts.board.modules).copied().collect();
-    let chosen = coracle_tests::modules::choose(parts.modules, &wanted, &["overlay"])?;
+    let chosen = coracle_tests::modules::choose(parts.modules, &wanted, EARLY)?;
     let place = PathBuf::from("usr/lib/modules").join(release);
     coracle_tests::modules::copy(parts.modules, &chosen, &root.join(&place))?;
     tree.note(&place.to_string_lossy(), "drivers of boards, containers and their network");

@@ -46,11 +46,12 @@ impl<R: Read> Read for Hashed<R> {
 
 /// `sha256:` and hex digits.
 pub fn hex(digest: &[u8]) -> String {
-    use std::fmt::Write;
-    let mut text = String::from("sha256:");
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut text = String::with_capacity("sha256:".len() + 2 * digest.len());
+    text.push_str("sha256:");
     for byte in digest {
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
+        text.push(DIGITS[usize::from(byte >> 4)].into());
+        text.push(DIGITS[usize::from(byte & 15)].into());
     }
     text
 }
