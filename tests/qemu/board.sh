@@ -74,10 +74,9 @@ case $boot in
   export CORACLE_PROGRAM=/usr/bin/coracle CORACLE_ATTACKER=$PWD/attacker TMPDIR=/run/suites
   # With device nodes, which /tmp has not.
   mkdir $TMPDIR; mount -t tmpfs none $TMPDIR
-  for suite in attacks; do
+  for suite in $(cat suites); do
     begun=$(up)
-    timeout 900 ./$suite --test-threads 1 > /tmp/out 2>&1; result=$?
-    [ $result = 0 ] || cat /tmp/out
+    (timeout 900 ./$suite --test-threads 1 2>&1; echo $? > /tmp/result) | tee /tmp/out; result=$(cat /tmp/result)
     say "suite $suite: $result"
     say "passed in $suite: $(grep -c '^test .* ok$' /tmp/out) of $(grep -c '^test .* \.\.\. ' /tmp/out), $(echo "$(up) $begun" | awk '{ print $1 - $2 }') s; skipped: $(grep -c skipped: /tmp/out)"
   done

@@ -238,7 +238,12 @@ impl Guest {
         let early = ["overlay"].into_iter().chain(more.contains(&"softdog").then_some("softdog"));
         let chosen = crate::modules::choose(kernel, &wanted, &early.collect::<Vec<_>>())?;
         let release = kernel.file_name().context("a release")?;
-        crate::modules::copy(kernel, &chosen, &root.join("lib/modules").join(release))?;
+        crate::modules::copy(
+            kernel,
+            &chosen,
+            crate::modules::Signatures::Kept,
+            &root.join("lib/modules").join(release),
+        )?;
         let _ = std::fs::remove_dir_all(root.join("modules"));
         std::fs::create_dir_all(root.join("modules"))?;
         std::fs::create_dir_all(root.join("sbin"))?;

@@ -1,6 +1,5 @@
 //! Kernel modules for an image: which files, and the index that `coracle init` reads (`init/src/modules.rs` has its form).
 
-use crate::board::run;
 use anyhow::{Context, ensure};
 use object::{Object, ObjectSection};
 use std::collections::{BTreeMap, BTreeSet};
@@ -159,20 +158,59 @@ fn unpack(file: &Path) -> anyhow::Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
+/// Signatures of modules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signatures {
+    /// For machines whose firmware verifies the kernel, which then takes no other modules.
+    Kept,
+    /// The kernel looks at each signature before it loads the module, 0.1 s on an ARM1176; where nothing verifies the
+    /// kernel, or the file system that both are on, that shows nothing.
+    LeftOut,
+}
+
 /// Copies chosen modules and their index to `target`, which becomes `/lib/modules/RELEASE`. Packed ones are unpacked: the
 /// file system that they go to packs in a way that is read faster.
 ///
 /// # Errors
 /// As the file system says.
-pub fn copy(folder: &Path, chosen: &Chosen, target: &Path) -> anyhow::Result<()> {
+pub fn copy(folder: &Path, chosen: &Chosen, signatures: Signatures, target: &Path) -> anyhow::Result<()> {
     for file in &chosen.files {
         let to = target.join(file);
         std::fs::create_dir_all(to.parent().context("a folder")?)?;
-        if file.extension().is_some_and(|it| it == "xz") {
-            std::fs::write(to.with_extension(""), unpack(&folder.join(file))?)?;
-        } else {
-            run(Command::new("cp").arg(folder.join(file)).arg(&to))?;
+        let packed = file.extension().is_some_and(|it| it == "xz");
+        let mut bytes = if packed { unpack(&folder.join(file))? } else { std::fs::read(folder.join(file))? };
+        if signatures == Signatures::LeftOut {
+            let length = without_signature(&bytes).len();
+            bytes.truncate(length);
         }
+        std::fs::write(if packed { to.with_extension("") } else { to }, bytes)?;
     }
     Ok(std::fs::write(target.join("modules.coracle"), chosen.index.replace(".ko.xz", ".ko"))?)
+}
+
+/// A module without the signature at its end: the signature, its description of 12 bytes, of which the last four are its
+/// length, and a mark (kernel documentation, admin-guide/module-signing; include/linux/module_signature.h).
+fn without_signature(module: &[u8]) -> &[u8] {
+    let parts = || {
+        let rest = module.strip_suffix(b"~Module signature appended~\n")?;
+        let (rest, description) = rest.split_last_chunk::<12>()?;
+        let length = u32::from_be_bytes(*description.last_chunk()?);
+        rest.get(..rest.len().checked_sub(usize::try_from(length).ok()?)?)
+    };
+    parts().unwrap_or(module)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without_signature;
+
+    #[test]
+    fn a_signature_is_left_out_and_nothing_else() {
+        let signed =
+            |length: u8| [b"module", &b"abc"[..], &[0; 11], &[length], b"~Module signature appended~\n"].concat();
+        assert_eq!(without_signature(&signed(3)), b"module");
+        for odd in [b"module".to_vec(), signed(200), b"~Module signature appended~\n".to_vec()] {
+            assert_eq!(without_signature(&odd), odd);
+        }
+    }
 }

@@ -106,8 +106,8 @@ fn build_with(name: &str, profile: &str) -> anyhow::Result<PathBuf> {
 }
 
 /// Crates whose unit tests run as another machine: those that go onto a board.
-const TESTED: [&str; 6] = [
-    "coracle", "coracle-board-support", "coracle-compose", "coracle-netconfig", "coracle-runtime",
+const TESTED: [&str; 7] = [
+    "coracle", "coracle-board-support", "coracle-compose", "coracle-init", "coracle-netconfig", "coracle-runtime",
     "coracle-timesync",
 ];
 
@@ -122,8 +122,16 @@ pub fn test(name: &str) -> anyhow::Result<()> {
     let config = edits::config()?;
     let mut words = vec!["test", "--profile", TESTS, "--locked", "--lib", "--config", &config];
     words.extend(TESTED.iter().flat_map(|name| ["-p", name]));
-    finish(chain.cargo(target, &words, Panic::Unwind), &words)
+    let mut cargo = chain.cargo(target, &words, Panic::Unwind);
+    if std::env::var_os(CASES).is_none() {
+        // A quarter of the usual: each instruction is translated.
+        cargo.env(CASES, "64");
+    }
+    finish(cargo, &words)
 }
+
+/// Rounds of a property test (proptest).
+const CASES: &str = "PROPTEST_CASES";
 
 /// Programs of privileged tests, built for a board; by name.
 ///

@@ -68,7 +68,7 @@ fn main() -> anyhow::Result<()> {
         Some("qemu") => match &std::env::args().skip(2).collect::<Vec<_>>()[..] {
             [flag, slug] if flag == "--board" => match qemu::cannot_run() {
                 Some(reason) => bail!("boards cannot be emulated here: {reason}"),
-                None => qemu::test(image::board::find(slug)?),
+                None => qemu::test(image::board::find(slug)?, qemu::SUITES),
             },
             _ => bail!("{USAGE}"),
         },
@@ -139,7 +139,20 @@ fn test() -> anyhow::Result<()> {
     cargo(&["fmt", "--all", "--check"])?;
     cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])?;
     cargo(&["test", "--workspace", "--locked"])?;
-    demo_if_possible()
+    demo_if_possible()?;
+    boards_if_possible()
+}
+
+/// Boards of 32 bits, which Coracle is for: its tests as their processor, and its images on them.
+fn boards_if_possible() -> anyhow::Result<()> {
+    if let Some(reason) = qemu::cannot_run() {
+        println!("boards skipped: {reason}");
+        return Ok(());
+    }
+    cross::test("arm-unknown-linux-musleabihf")?;
+    // The suites take minutes on an emulated board: once is enough.
+    qemu::test(image::board::find("raspberry-pi")?, qemu::SUITES)?;
+    qemu::test(image::board::find("generic-armv7")?, &[])
 }
 
 /// The README's first command is tested like everything else.

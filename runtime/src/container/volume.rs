@@ -160,9 +160,11 @@ fn attributes(from: &Path, to: &Path) -> io::Result<()> {
         std::fs::set_permissions(to, std::fs::Permissions::from_mode(metadata.mode() & 0o7777))?;
     }
     xattrs(from, to)?;
+    // Those of the standard library end in 2038 on 32-bit machines.
+    let stat = rustix::fs::statat(CWD, from, AtFlags::SYMLINK_NOFOLLOW)?;
     let times = Timestamps {
-        last_access: rustix::fs::Timespec { tv_sec: metadata.atime(), tv_nsec: metadata.atime_nsec() as _ },
-        last_modification: rustix::fs::Timespec { tv_sec: metadata.mtime(), tv_nsec: metadata.mtime_nsec() as _ },
+        last_access: rustix::fs::Timespec { tv_sec: stat.st_atime as _, tv_nsec: stat.st_atime_nsec as _ },
+        last_modification: rustix::fs::Timespec { tv_sec: stat.st_mtime as _, tv_nsec: stat.st_mtime_nsec as _ },
     };
     Ok(rustix::fs::utimensat(CWD, to, &times, AtFlags::SYMLINK_NOFOLLOW)?)
 }

@@ -1,5 +1,7 @@
 //! Boards that images are built for: what Debian has for them, and how QEMU poses as them.
 
+use coracle_tests::modules::Signatures;
+
 /// Partition table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Table {
@@ -28,6 +30,8 @@ pub struct Board {
     pub early: &'static [&'static str],
     /// Modules of the root: names, and folders that end with a slash.
     pub modules: &'static [&'static str],
+    /// What the kernel wants of modules.
+    pub signatures: Signatures,
     /// The kernel's command line.
     pub command_line: &'static str,
     /// More of it in QEMU.
@@ -71,6 +75,7 @@ pub const BOARDS: &[Board] = &[
             "drivers/i2c/busses/", "i2c_dev", "drivers/spi/", "bcm2835_wdt", "bcm2835_rng", "drivers/gpio/",
             "brcmfmac", "drivers/bluetooth/",
         ],
+        signatures: Signatures::LeftOut,
         command_line: "console=ttyAMA0,115200 psi=1 cgroup_enable=memory",
         // A register that it lacks; and its watchdog resets at once when it is opened.
         emulated: "initcall_blacklist=bcm2835_power_driver_init coracle.watchdog=0",
@@ -90,6 +95,7 @@ pub const BOARDS: &[Board] = &[
             "crc32c_generic", "ext4", "virtio_mmio", "virtio_blk", "virtio_net", "virtio_console", "virtio_rng",
             "drivers/net/usb/", "usb_storage", "i2c_dev", "sunxi_wdt",
         ],
+        signatures: Signatures::LeftOut,
         command_line: "console=ttyAMA0,115200 psi=1 gpt",
         emulated: "",
         machine: &["qemu-system-arm", "-M", "virt", "-cpu", "cortex-a7", "-m", "128"],

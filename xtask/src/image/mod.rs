@@ -144,7 +144,12 @@ fn ramdisk(board: &Board, program: &Path, kernel: &Kernel, tree: &Path) -> anyho
     std::fs::write(tree.join("etc/coracle/initial-ramdisk"), "")?;
     let release = kernel.modules.file_name().context("a release")?;
     let chosen = coracle_tests::modules::choose(&kernel.modules, board.early, &[])?;
-    coracle_tests::modules::copy(&kernel.modules, &chosen, &tree.join("lib/modules").join(release))?;
+    coracle_tests::modules::copy(
+        &kernel.modules,
+        &chosen,
+        board.signatures,
+        &tree.join("lib/modules").join(release),
+    )?;
     let mut archive = ramdisk::Archive::default();
     archive.tree(tree, "")?;
     archive.device("dev/console", 5, 1);

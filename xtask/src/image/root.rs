@@ -65,7 +65,7 @@ pub fn make(parts: &Parts<'_>, root: &Path) -> anyhow::Result<()> {
     let wanted: Vec<&str> = COMMON.iter().chain(parts.board.modules).copied().collect();
     let chosen = coracle_tests::modules::choose(parts.modules, &wanted, EARLY)?;
     let place = PathBuf::from("usr/lib/modules").join(release);
-    coracle_tests::modules::copy(parts.modules, &chosen, &root.join(&place))?;
+    coracle_tests::modules::copy(parts.modules, &chosen, parts.board.signatures, &root.join(&place))?;
     tree.note(&place.to_string_lossy(), "drivers of boards, containers and their network");
     for (file, reason) in TAKEN {
         tree.take(file, reason)?;
