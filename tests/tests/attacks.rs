@@ -200,9 +200,14 @@ fn the_runtimes_own_program_cannot_be_overwritten() -> anyhow::Result<()> {
     // By this name it knows what to do.
     let victim = bundle.path().join("busybox");
     std::fs::copy("/bin/busybox", &victim)?;
-    let script = format!("{} sleep 1 & exec {} overwrite", victim.display(), attacker.display());
-    let output =
-        Command::new("unshare").args(["--pid", "--fork", "--mount-proc", "sh", "-c", &script]).output()?;
+    // Until it is that program, it is the shell's.
+    let (victim, attacker) = (victim.display(), attacker.display());
+    let script = format!(
+        "{victim} sleep 1 & until [ \"$(readlink /proc/$!/exe)\" = {victim} ]; do :; done; exec {attacker} overwrite"
+    );
+    let output = Command::new("timeout")
+        .args(["30", "unshare", "--pid", "--fork", "--mount-proc", "sh", "-c", &script])
+        .output()?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     ensure!(said.ends_with("yes\n"), "no attack: {said} {}", String::from_utf8_lossy(&output.stderr));
     Ok(())
