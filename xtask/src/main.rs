@@ -150,9 +150,12 @@ fn boards_if_possible() -> anyhow::Result<()> {
         return Ok(());
     }
     cross::test("arm-unknown-linux-musleabihf")?;
+    let (first, second) = (image::board::find("raspberry-pi")?, image::board::find("generic-armv7")?);
     // The suites take minutes on an emulated board: once is enough.
-    qemu::test(image::board::find("raspberry-pi")?, qemu::SUITES)?;
-    qemu::test(image::board::find("generic-armv7")?, &[])
+    qemu::test(first, qemu::SUITES)?;
+    qemu::test(second, &[])?;
+    image::compare(first)?;
+    image::compare(second)
 }
 
 /// The README's first command is tested like everything else.

@@ -88,6 +88,21 @@ pub fn build(board: &Board, add: Option<&Path>, name: &str) -> anyhow::Result<Im
     })
 }
 
+/// Builds it twice: the same files give the same image.
+///
+/// # Errors
+/// Where they differ.
+pub fn compare(board: &Board) -> anyhow::Result<()> {
+    let (one, other) = (build(board, None, "image")?, build(board, None, "again")?);
+    run(Command::new("cmp").arg(&one.disk).arg(&other.disk))?;
+    println!(
+        "{}: twice the same bytes; root slot {:.1} MiB",
+        board.slug,
+        one.root_bytes as f64 / f64::from(1 << 20)
+    );
+    Ok(())
+}
+
 /// The time in everything that has one: of the last commit.
 fn epoch() -> anyhow::Result<u64> {
     let output = Command::new("git").args(["log", "-1", "--format=%ct"]).output().context("starting git")?;
