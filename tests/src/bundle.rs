@@ -77,7 +77,7 @@ impl Bundle {
             let _ = std::fs::write(self.path().join("config.json"), self.config.to_string());
         }
         let mut command = Command::new("timeout");
-        command.args(["-k", "5", LONGEST]);
+        command.args(["-k5", LONGEST]);
         // Another runtime may be asked the same.
         match std::env::var_os("OCI_RUNTIME") {
             Some(other) => command.arg(other),
