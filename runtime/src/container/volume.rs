@@ -154,14 +154,13 @@ impl Copy {
 
 /// Owner, mode, attributes, times: in this order, since a change of owner clears setuid bits and capabilities.
 fn attributes(from: &Path, to: &Path) -> io::Result<()> {
-    let metadata = std::fs::symlink_metadata(from)?;
-    std::os::unix::fs::lchown(to, Some(metadata.uid()), Some(metadata.gid()))?;
-    if !metadata.file_type().is_symlink() {
-        std::fs::set_permissions(to, std::fs::Permissions::from_mode(metadata.mode() & 0o7777))?;
+    // The standard library's times end in 2038 on 32-bit machines.
+    let stat = rustix::fs::statat(CWD, from, AtFlags::SYMLINK_NOFOLLOW)?;
+    std::os::unix::fs::lchown(to, Some(stat.st_uid), Some(stat.st_gid))?;
+    if FileType::from_raw_mode(stat.st_mode as _) != FileType::Symlink {
+        std::fs::set_permissions(to, std::fs::Permissions::from_mode(stat.st_mode as u32 & 0o7777))?;
     }
     xattrs(from, to)?;
-    // Those of the standard library end in 2038 on 32-bit machines.
-    let stat = rustix::fs::statat(CWD, from, AtFlags::SYMLINK_NOFOLLOW)?;
     let times = Timestamps {
         last_access: rustix::fs::Timespec { tv_sec: stat.st_atime as _, tv_nsec: stat.st_atime_nsec as _ },
         last_modification: rustix::fs::Timespec { tv_sec: stat.st_mtime as _, tv_nsec: stat.st_mtime_nsec as _ },
