@@ -76,9 +76,10 @@ case $boot in
   mkdir $TMPDIR; mount -t tmpfs none $TMPDIR
   for suite in $(cat suites); do
     begun=$(up)
-    (timeout 900 ./$suite --test-threads 1 2>&1; echo $? > /tmp/result) | tee /tmp/out; result=$(cat /tmp/result)
+    (timeout 900 ./$suite --test-threads 1 --show-output 2>&1; echo $? > /tmp/result) | tee /tmp/out; result=$(cat /tmp/result)
     say "suite $suite: $result"
-    say "passed in $suite: $(grep -c '^test .* ok$' /tmp/out) of $(grep -c '^test .* \.\.\. ' /tmp/out), $(echo "$(up) $begun" | awk '{ print $1 - $2 }') s; skipped: $(grep -c skipped: /tmp/out)"
+    say "passed in $suite: $(grep -c '^test .* ok$' /tmp/out) of $(grep -c '^test .* \.\.\. ' /tmp/out), $(echo "$(up) $begun" | awk '{ print $1 - $2 }') s"
+    say "skipped in $suite: $(grep -c '^skipped: ' /tmp/out)"
   done
   kill -USR2 1; sleep 1000 ;;
 esac
