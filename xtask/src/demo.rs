@@ -36,6 +36,12 @@ pub fn run_demo(once: bool) -> anyhow::Result<()> {
         anyhow::bail!("the demo {reason}");
     }
     cargo(&["build", "--locked", "-p", "coracle", "-p", "hello"])?;
+    // The board's namespaces are those of the thread that makes it: what comes after the demo has its network again.
+    let demo = std::thread::spawn(move || on_a_board(once)).join();
+    demo.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+fn on_a_board(once: bool) -> anyhow::Result<()> {
     std::fs::create_dir_all(FOLDER)?;
     let base = coracle_tests::debian::base(&Path::new(FOLDER).join("base.tar"))?;
     let mut board = Board::new()?;
