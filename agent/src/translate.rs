@@ -5,7 +5,7 @@ use crate::paths::Paths;
 use crate::plan::first_network;
 use crate::target::Wanted;
 use crate::wanted::arguments;
-use coracle_compose::{FileGrant, FileObject, MountSource, NetworkMode, Service};
+use coracle_compose::{FileGrant, FileObject, MountSource, NetworkMode, Project, Service};
 use coracle_runtime::container::{
     ContainerSpec, CpuLimits, DEFAULT_CAPABILITIES, DeviceSpec, HostFile, Limits, Loss, MountSpec,
     NetworkNamespace, ProcessSpec, Rlimit, Seccomp, SharedNamespace, SourceSpec,
@@ -322,7 +322,28 @@ fn hosts(parts: &Parts<'_>, service: &Service, hostname: &str) -> String {
     text
 }
 
+/// Whether a service's name servers are the host's.
+pub fn follows_host(project: &Project, service: &Service) -> bool {
+    let service = host_of(project, service).map_or(service, |(_, host)| host);
+    service.dns.is_empty() && first_network(&service.network).is_none()
+}
+
+/// The service in whose network one is, with its name: the last in a chain of `service:`.
+fn host_of<'a>(project: &'a Project, service: &'a Service) -> Option<(&'a str, &'a Service)> {
+    /// Services that stand in each other's network; more than one is rare.
+    const MOST: usize = 16;
+    let next = |service: &'a Service| match &service.network {
+        NetworkMode::Service(owner) => project.services.get_key_value(owner),
+        _ => None,
+    };
+    std::iter::successors(next(service), |(_, owner)| next(owner))
+        .take(MOST)
+        .last()
+        .map(|(name, it)| (&**name, it))
+}
+
 fn resolv(parts: &Parts<'_>, service: &Service) -> String {
+    let service = host_of(&parts.wanted.project, service).map_or(service, |(_, host)| host);
     let mut text = String::new();
     match gateway(parts, service) {
         // Our own server answers names of services and asks the file's servers for the rest.
@@ -348,8 +369,12 @@ fn network(parts: &Parts<'_>, service: &Service) -> Result<NetworkNamespace, Str
     match &service.network {
         NetworkMode::Host => Ok(NetworkNamespace::Host),
         NetworkMode::Service(owner) => {
-            let id =
-                parts.containers.get(owner.as_str()).ok_or_else(|| format!("service {owner} has no container"))?;
+            let host = host_of(&parts.wanted.project, service);
+            let (name, host) = host.ok_or_else(|| format!("there is no service {owner}"))?;
+            if host.network == NetworkMode::Host {
+                return Ok(NetworkNamespace::Host);
+            }
+            let id = parts.containers.get(name).ok_or_else(|| format!("service {name} has no container"))?;
             Ok(NetworkNamespace::Held((*id).to_owned()))
         }
         NetworkMode::None | NetworkMode::Networks(_) => Ok(NetworkNamespace::Held(parts.id.to_owned())),

@@ -354,3 +354,75 @@ services:
     board.coracle(&["up", "-d"])?;
     wait_for("its mark", || Ok(board.path().join("demo/ran/once").exists()))
 }
+
+/// A name server that knows one address for every name; it ends with the test.
+fn serve_names(address: &str, answer: [u8; 4]) -> anyhow::Result<()> {
+    let socket = std::net::UdpSocket::bind((address, 53))?;
+    std::thread::spawn(move || {
+        let mut query = [0; 512];
+        while let Ok((length, from)) = socket.recv_from(&mut query) {
+            // RFC 1035, section 4.1: it is an answer, with as many records as were asked for, and none beside.
+            let name = query[12..length].iter().position(|&byte| byte == 0).unwrap_or(0);
+            let mut reply = query[..12 + name + 5].to_vec();
+            let is_a = reply.ends_with(&[0, 1, 0, 1]);
+            reply[2..12].copy_from_slice(&[0x81, 0x80, 0, 1, 0, u8::from(is_a), 0, 0, 0, 0]);
+            if is_a {
+                reply.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
+                reply.extend(answer);
+            }
+            let _ = socket.send_to(&reply, from);
+        }
+    });
+    Ok(())
+}
+
+#[test]
+fn name_servers_that_come_after_the_services_are_theirs() -> anyhow::Result<()> {
+    needs_all!();
+    let board = Board::with_app()?;
+    // A board without a network: the link leads nowhere, until whoever makes the network writes there.
+    let (etc, made) = (board.path().join("etc"), board.path().join("run/manager"));
+    for folder in ["upper", "work"] {
+        std::fs::create_dir_all(etc.join(folder))?;
+    }
+    let layers = format!("lowerdir=/etc,upperdir={0}/upper,workdir={0}/work", etc.display());
+    if run(Command::new("mount").args(["-t", "overlay", "overlay", "-o", &layers, "/etc"])).is_err() {
+        println!("skipped: no overlay over this machine's /etc");
+        return Ok(());
+    }
+    std::fs::remove_file("/etc/resolv.conf")?;
+    std::os::unix::fs::symlink(made.join("resolv.conf"), "/etc/resolv.conf")?;
+    up(
+        &board,
+        r#"
+services:
+  host: {APP, command: sleep 1000, network_mode: host}
+  beside: {APP, command: sleep 1000, network_mode: "service:host"}
+  app: {APP, command: sleep 1000}
+  own: {APP, command: sleep 1000, network_mode: host, dns: [192.0.2.53]}
+"#,
+    )?;
+    let servers = |service: &str| inside(&board, service, "cat /etc/resolv.conf");
+    assert_eq!(servers("host")?, "");
+    serve_names("127.0.0.3", [192, 0, 2, 7])?;
+    std::fs::create_dir(&made)?;
+    // The manager's first address is what tells of it.
+    run(Command::new("ip").args(["addr", "add", "192.0.2.200/32", "dev", "lo"]))?;
+    let text = |server: &str| format!("search example\nnameserver {server}\n");
+    let write = |server: &str| -> anyhow::Result<()> {
+        std::fs::write(made.join("resolv.conf.new"), text(server))?;
+        Ok(std::fs::rename(made.join("resolv.conf.new"), made.join("resolv.conf"))?)
+    };
+    write("127.0.0.3")?;
+    wait_for("the host's servers", || Ok(servers("host")? == text("127.0.0.3")))?;
+    wait_for("beside", || Ok(servers("beside")? == text("127.0.0.3")))?;
+    ensure!(inside(&board, "app", "nslookup -type=a away.test")?.contains("192.0.2.7"), "asked for the service");
+    // No route changes with these.
+    write("127.0.0.44")?;
+    wait_for("other servers", || Ok(servers("host")? == text("127.0.0.44")))?;
+    write("127.0.0.3")?;
+    wait_for("the first again", || Ok(servers("host")? == text("127.0.0.3")))?;
+    ensure!(inside(&board, "app", "nslookup -type=a far.test")?.contains("192.0.2.7"), "asked for the service");
+    assert_eq!(servers("own")?, "nameserver 192.0.2.53\n", "its own are its own");
+    Ok(())
+}

@@ -273,7 +273,7 @@ impl Engine {
             .filter(|live| live.project == project)
             .map(|live| (live.name.as_str(), live))
             .collect();
-        let host_resolv = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+        let host_resolv = coracle_runtime::network::resolv::read();
         let links = match &definition.network {
             NetworkMode::Networks(attached) => {
                 Some(links(id, project, attached, first_network(&definition.network), addresses, &networks))

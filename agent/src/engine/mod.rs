@@ -12,6 +12,7 @@ mod orders;
 mod probe;
 mod record;
 mod report;
+mod resolv;
 mod rules;
 mod shim;
 
@@ -89,6 +90,8 @@ pub enum Message {
     RulesLost(Vec<String>),
     /// Routes or addresses of this machine changed, maybe only ours.
     RoutesTouched,
+    /// The host's name servers changed, maybe.
+    HostNamesTouched,
     /// Somebody removed firewall rules: are ours still there?
     RulesTouched,
     /// Rules that were lost again and again may be put back now.
@@ -153,6 +156,7 @@ pub struct Engine {
     running: BTreeMap<String, Running>,
     running_sender: watch::Sender<BTreeSet<String>>,
     names: names::Servers,
+    host_names: resolv::HostNames,
     probes: BTreeMap<String, probe::Handle>,
     oom_watches: BTreeMap<String, memory::Watch>,
     ears: Ears,
@@ -255,6 +259,7 @@ impl Loop {
             running: BTreeMap::new(),
             running_sender,
             names: names::Servers::default(),
+            host_names: resolv::HostNames::default(),
             probes: BTreeMap::new(),
             oom_watches: BTreeMap::new(),
             ears,
@@ -266,6 +271,7 @@ impl Loop {
         engine.remove_unwanted_logs();
         observe::watch_routes(sender.clone());
         engine.look_at_routes();
+        engine.look_at_host_names();
         rules::watch_rules(sender.clone());
         let handle = Handle { sender, status, logs, store, paths, client: Rc::clone(&client) };
         tokio::task::spawn_local(keeper::run(handle.clone(), Rc::clone(&engine.keeper)));
@@ -427,6 +433,11 @@ impl Engine {
             }
             Message::RoutesTouched => {
                 self.look_at_routes();
+                self.look_at_host_names();
+                false
+            }
+            Message::HostNamesTouched => {
+                self.look_at_host_names();
                 false
             }
             Message::RulesTouched => {

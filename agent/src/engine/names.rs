@@ -4,6 +4,7 @@ use super::Engine;
 use crate::translate::name_servers;
 use coracle_compose::{NetworkMode, Service};
 use coracle_runtime::network::dns::{self, SharedZone, Zone};
+use coracle_runtime::network::resolv;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -89,7 +90,7 @@ impl Server {
         let zone: SharedZone = Arc::new(RwLock::new(zone));
         let served = Arc::clone(&zone);
         let task = tokio::task::spawn_local(async move {
-            if let Err(error) = dns::serve(gateway, served, upstream()).await {
+            if let Err(error) = dns::serve(gateway, served, upstream).await {
                 tracing::error!(%gateway, %error, "names are not served");
             }
         });
@@ -99,5 +100,5 @@ impl Server {
 
 /// The host's own name servers.
 fn upstream() -> Vec<IpAddr> {
-    dns::name_servers(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default())
+    dns::name_servers(&resolv::read())
 }

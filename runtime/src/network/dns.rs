@@ -178,11 +178,12 @@ fn failure(query: &[u8]) -> Vec<u8> {
     reply(query, end, SERVFAIL, &[])
 }
 
-/// Serves a zone on `address`, UDP and TCP, until its task is aborted.
+/// Serves a zone on `address`, UDP and TCP, until its task is aborted. `upstream` says for each question that is not of
+/// the zone which servers are asked now: a board's network may come later, or change.
 ///
 /// # Errors
 /// When the address cannot be bound.
-pub async fn serve(address: Ipv4Addr, zone: SharedZone, upstream: Vec<IpAddr>) -> std::io::Result<()> {
+pub async fn serve(address: Ipv4Addr, zone: SharedZone, upstream: fn() -> Vec<IpAddr>) -> std::io::Result<()> {
     let udp = Arc::new(UdpSocket::bind((address, 53)).await?);
     let tcp = TcpListener::bind((address, 53)).await?;
     let server = Arc::new(Server { zone, upstream, permits: Semaphore::new(MAX_FORWARDED) });
@@ -209,7 +210,7 @@ pub async fn serve(address: Ipv4Addr, zone: SharedZone, upstream: Vec<IpAddr>) -
 
 struct Server {
     zone: SharedZone,
-    upstream: Vec<IpAddr>,
+    upstream: fn() -> Vec<IpAddr>,
     permits: Semaphore,
 }
 
@@ -252,7 +253,11 @@ impl Server {
     fn servers(&self, from: IpAddr) -> Vec<IpAddr> {
         let zone = self.zone.read().unwrap_or_else(PoisonError::into_inner);
         let own = if let IpAddr::V4(from) = from { zone.servers.get(&from) } else { None };
-        if zone.internal { Vec::new() } else { own.unwrap_or(&self.upstream).clone() }
+        match own {
+            _ if zone.internal => Vec::new(),
+            Some(own) => own.clone(),
+            None => (self.upstream)(),
+        }
     }
 
     async fn forward(&self, query: &[u8], from: IpAddr, tcp: bool) -> Option<Vec<u8>> {

@@ -12,6 +12,7 @@ pub mod dns;
 pub mod firewall;
 pub mod links;
 pub mod namespace;
+pub mod resolv;
 pub mod subnet;
 pub mod watch;
 
