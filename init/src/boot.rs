@@ -231,6 +231,9 @@ impl Modules {
     }
 }
 
+/// Where dbus-daemon makes its socket.
+const BUS: &str = "/run/dbus";
+
 fn network(log: &Log) {
     use rustix::net::{AddressFamily, SocketType, socket};
     let up = socket(AddressFamily::INET, SocketType::DGRAM, None)
@@ -238,6 +241,9 @@ fn network(log: &Log) {
         .and_then(|socket| sys::loopback_up(socket.as_fd()));
     if let Err(error) = up {
         warning!(log, "loopback: {error}");
+    }
+    if let Err(error) = std::fs::create_dir_all(BUS) {
+        warning!(log, "{BUS}: {error}");
     }
 }
 

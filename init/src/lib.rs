@@ -19,6 +19,7 @@ pub mod files;
 pub mod log;
 pub mod modules;
 pub mod mounts;
+mod network;
 pub mod partition;
 mod pid1;
 pub mod random;
@@ -44,10 +45,12 @@ pub fn called(arguments: &[OsString]) -> Option<u8> {
         return Some(modprobe(&words));
     }
     match words[..] {
-        _ if name == "init" && words.first() != Some(&"exec") && words.first() != Some(&"save") => Some(first()),
         ["init"] => Some(first()),
         ["init", "save"] => Some(save()),
         ["init", "exec", cgroup, program, ref rest @ ..] => Some(exec(cgroup, program, rest)),
+        ["init", "network", program, ref rest @ ..] => Some(network::exec(program, rest)),
+        // The kernel hands it words of its command line.
+        _ if name == "init" => Some(first()),
         _ => None,
     }
 }

@@ -62,6 +62,14 @@ const MAX_PROGRAMS: u64 = 16 * 1024;
 
 const AGENT: &str = "agent";
 const SHIM: &str = "shim";
+/// Speaks for radios, with keys.
+const RADIO: &str = "radio";
+
+/// Makes the network, in images that have one.
+const MANAGER: &str = "/usr/sbin/NetworkManager";
+
+/// Radios of the kernel (`net/wireless/sysfs.c`).
+const RADIOS: &str = "/sys/class/ieee80211";
 
 /// The board while it runs.
 struct Board {
@@ -100,6 +108,10 @@ pub fn run() -> ! {
     // What is told to us from now on waits there.
     let mut board = Board::begin(log, lacks, begun);
     let ears = Ears::open(&board.log, signals);
+    // Those that come later are heard.
+    if std::fs::read_dir(RADIOS).is_ok_and(|mut entries| entries.next().is_some()) {
+        board.radio();
+    }
     loop {
         board.turn();
         ears.wait(&mut board);
@@ -402,13 +414,24 @@ impl Board {
         }
     }
 
+    /// There is a radio to be spoken for.
+    fn radio(&mut self) {
+        let now = self.now();
+        if let Some(program) = self.programs.iter_mut().find(|it| it.unit.name == RADIO) {
+            program.unit.wanted(now);
+        }
+    }
+
     /// A device came.
     fn plugged(&mut self, message: &[u8]) {
-        let mut fields = message.split(|&it| it == 0);
-        if !fields.next().is_some_and(|head| head.starts_with(b"add@")) {
+        if !message.starts_with(b"add@") {
             return;
         }
-        let name = fields.find_map(|field| field.strip_prefix(b"MODALIAS=".as_slice()));
+        let field = |name: &[u8]| message.split(|&it| it == 0).find_map(|field| field.strip_prefix(name));
+        if field(b"SUBSYSTEM=") == Some(b"ieee80211") && self.shutdown.is_none() {
+            self.radio();
+        }
+        let name = field(b"MODALIAS=");
         if let Some(name) = name.and_then(|it| std::str::from_utf8(it).ok())
             && let Err(error) = self.booted.modules.loader().load(name)
         {
@@ -444,7 +467,9 @@ fn programs() -> Vec<Program> {
     let data = format!("{DATA}/coracle");
     [
         program("dbus", &["/usr/bin/dbus-daemon", "--system", "--nofork", "--nopidfile"]),
-        program("network", &["/usr/sbin/NetworkManager", "--no-daemon"]),
+        program("network", &[&own, "init", "network", MANAGER, "--no-daemon"])
+            .filter(|_| Path::new(MANAGER).exists()),
+        program(RADIO, &["/usr/sbin/wpa_supplicant", "-u"]).map(|it| Program { unit: Unit::off(RADIO), ..it }),
         program(SHIM, &[&own, "shim", "--run", RUN]),
         program(AGENT, &[&own, "agent", "--supervised", "--data", &data, "--run", RUN]),
     ]
@@ -457,7 +482,7 @@ fn programs() -> Vec<Program> {
 /// A name of an image's own program: it is a cgroup's too, and none of ours.
 fn is_name(name: &str) -> bool {
     let letters = name.bytes().all(|it| it.is_ascii_lowercase() || it.is_ascii_digit() || it == b'-');
-    letters && !["dbus", "network", SHIM, AGENT].contains(&name)
+    letters && !["dbus", "network", RADIO, SHIM, AGENT].contains(&name)
 }
 
 /// Processes of containers.

@@ -75,6 +75,18 @@ impl Unit {
         Self { name: name.to_owned(), state: State::Waiting { at: Duration::ZERO }, failures: 0 }
     }
 
+    /// One that is started when there is something for it to do.
+    pub fn off(name: &str) -> Self {
+        Self { state: State::Off, ..Self::new(name) }
+    }
+
+    /// There is.
+    pub fn wanted(&mut self, now: Duration) {
+        if self.state == State::Off {
+            self.state = State::Waiting { at: now };
+        }
+    }
+
     /// Its process.
     pub fn pid(&self) -> Option<i32> {
         match self.state {
@@ -188,6 +200,17 @@ mod tests {
         assert_eq!(pauses[11], 30_000);
         unit.started(6, now);
         assert_eq!(unit.ended(now + GOOD_RUN), FIRST_PAUSE);
+    }
+
+    #[test]
+    fn one_without_anything_to_do_is_not_started_and_then_it_is() {
+        let mut unit = Unit::off("x");
+        assert!(!unit.is_due(Duration::MAX));
+        unit.wanted(seconds(5));
+        assert!(unit.is_due(seconds(5)));
+        unit.started(7, seconds(5));
+        unit.wanted(seconds(6));
+        assert_eq!(unit.pid(), Some(7), "it runs already");
     }
 
     #[test]

@@ -28,12 +28,17 @@ case $boot in
   say "swap: $(grep -c zram /proc/swaps)"
   say "watchdog: $(cat /sys/class/watchdog/watchdog0/identity 2> /dev/null)"
   say "clock: $(date -u +%Y)"
+  until_says 'inet 10\.0\.2\.' 'ip -4 -o addr show'
   say "network: $(ls /sys/class/net | tr '\n' ' ')"
+  say "address: $(ip -4 -o addr show | grep -o 'inet 10\.0\.2\.[0-9]*')"
+  say "names: $(grep -c '^nameserver ' /etc/resolv.conf)"
+  say "pull: $(coracle pull --plain-http 10.0.2.2:5000 10.0.2.2:5000/hello:2 > /tmp/out 2>&1; echo $?)"
   say "import: $(coracle import --name hello:1 hello > /tmp/out 2>&1; echo $?)"
   say "up: $(coracle up -d > /tmp/out 2>&1; echo $?)"
   grep -v done /tmp/out
   until_says three 'coracle exec three hostname'
   say "running: $(coracle ps --json | grep -o '"state":"running"' | wc -l)"
+  say "network private: $(for pid in $(cgroup dbus) $(cgroup network); do private $pid; done | awk '{ sum += $1 } END { print sum }')"
   say "private: $(($(private 1) + $(private $(cgroup shim)) + $(private $(cgroup agent))))"
   say "network in services: $(coracle exec one wget -q -O - http://three:8080/ 2>&1)"
   say "limit: $(coracle exec two sh -c 'x=$(yes | head -c 60000000); echo alive' > /tmp/out 2>&1; grep -c alive /tmp/out)"
@@ -43,6 +48,8 @@ case $boot in
   say "adopted: $([ "$before" = "$(coracle ps --json | grep -o '"pid":[0-9]*' | sort | tr '\n' ' ')" ] && echo same)"
   kill -9 $(cgroup shim); sleep 1
   say "shim again: $(until_says there 'coracle exec one echo there' && echo yes)"
+  # As somebody's editor writes it; it counts from the next boot on.
+  printf '[connection]\r\nid=site\r\ntype=wifi\r\n[wifi]\r\nssid=Site\r\n[wifi-security]\r\nkey-mgmt=wpa-psk\r\npsk=goodpass12\r\n' > /mnt/boot/system-connections/site
   coracle exec one sh -c 'echo kept > /kept/file; rm /kept/begun; sync'
   say "stopping: $(up)"
   kill -TERM 1; sleep 1000 ;;
@@ -60,6 +67,15 @@ case $boot in
   say "ten starts of the program: $(echo "$(up) $before" | awk '{ print $1 - $2 }') s"
   before=$(up); for n in 1 2 3 4 5 6 7 8 9 10; do busybox true; done
   say "ten starts of a small program: $(echo "$(up) $before" | awk '{ print $1 - $2 }') s"
+  if [ -e radio ]; then
+    say "radio before: $(cgroup radio 2> /dev/null)"
+    /usr/sbin/modprobe mac80211_hwsim; ip link set wlan1 up; ip addr add 10.43.0.1/24 dev wlan1
+    wpa_supplicant -B -i wlan1 -D nl80211 -c $PWD/access-point.conf
+    touch /tmp/leases; udhcpd -S udhcpd.conf
+    until_says 'inet 10\.43\.0\.' 'ip -4 -o addr show dev wlan0'
+    say "radio: $(ip -4 -o addr show dev wlan0 | grep -o 'inet 10\.43\.0\.')"
+    say "radio private: $(private $(cgroup radio))"
+  fi
   say "modules: $(lsmod | tail -n +2 | cut -d ' ' -f 1 | sort | tr '\n' ' ')"
   dmesg | grep coracle-init | sed "s/^/TIMES /"
   say "end: $(up)"

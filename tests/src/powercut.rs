@@ -38,6 +38,12 @@ struct Request {
     flags: u64,
 }
 
+impl Request {
+    fn is_flush(&self) -> bool {
+        self.flags & FLUSH != 0
+    }
+}
+
 /// Of the writes that no flush made safe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
@@ -74,12 +80,41 @@ impl Record {
         Ok(Self { file, requests })
     }
 
-    /// How many flushes it has; cuts are counted from 0, the moment before anything was written.
-    pub fn flushes(&self) -> usize {
-        self.requests.iter().filter(|request| request.flags & FLUSH != 0).count()
+    /// How many requests it has; a cut is before one of them, or after all.
+    pub fn requests(&self) -> usize {
+        self.requests.len()
     }
 
-    /// Brings `disk` to the moment of a flush, and some of what came after.
+    /// How many flushes it has.
+    pub fn flushes(&self) -> usize {
+        self.requests.iter().filter(|request| request.is_flush()).count()
+    }
+
+    /// The cut before the flush of a number, counted from 0.
+    pub fn before_flush(&self, number: usize) -> usize {
+        let mut flushes = self.requests.iter().enumerate().filter(|(_, request)| request.is_flush());
+        flushes.nth(number).map_or(self.requests.len(), |(at, _)| at)
+    }
+
+    /// The first cut after which `bytes` are at the beginning of what was written.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn after(&self, bytes: &[u8]) -> anyhow::Result<Option<usize>> {
+        let mut begin = vec![0; bytes.len()];
+        for (at, request) in self.requests.iter().enumerate() {
+            if request.flags & DISCARD != 0 || request.length < bytes.len() as u64 {
+                continue;
+            }
+            self.file.read_exact_at(&mut begin, request.data)?;
+            if begin == bytes {
+                return Ok(Some(at + 1));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Brings `disk` to a cut: everything before the last flush that is before it, and some of what came after that.
     ///
     /// # Errors
     /// As the file system says.
@@ -87,18 +122,13 @@ impl Record {
         &self,
         disk: &File,
         offset: u64,
-        flush: usize,
+        cut: usize,
         mut fate: impl FnMut() -> Fate,
     ) -> anyhow::Result<()> {
-        let mut seen = 0;
-        for request in &self.requests {
-            if request.flags & FLUSH != 0 {
-                seen += 1;
-            }
-            if seen > flush {
-                break;
-            }
-            let kept = match if seen < flush { Fate::Written } else { fate() } {
+        let requests = &self.requests[..cut.min(self.requests.len())];
+        let safe = requests.iter().rposition(Request::is_flush).unwrap_or(0);
+        for (at, request) in requests.iter().enumerate() {
+            let kept = match if at < safe { Fate::Written } else { fate() } {
                 Fate::Written => request.length,
                 Fate::Torn => request.length / SECTOR / 2 * SECTOR,
                 Fate::Lost => continue,

@@ -211,7 +211,7 @@ fn whatever_a_power_cut_leaves_is_old_or_new_and_the_services_run() -> anyhow::R
         let flush = usize::try_from(cut)? * record.flushes() / usize::try_from(count)? + numbers.below(share);
         let clean = cut % 3 == 0;
         copy_disk(&base, &disks, cut * DISK)?;
-        record.replay(&disks, cut * DISK, flush, || match numbers.below(6) {
+        record.replay(&disks, cut * DISK, record.before_flush(flush), || match numbers.below(6) {
             _ if clean => Fate::Lost,
             0 | 1 => Fate::Lost,
             2 => Fate::Torn,

@@ -30,7 +30,7 @@ impl Suites {
             std::fs::create_dir_all(folder.join(part))?;
         }
         let source = format!(
-            "Types: deb\nURIs: {}\nSuites: {}\nComponents: main\nSigned-By: /usr/share/keyrings/debian-archive-keyring.gpg\n",
+            "Types: deb\nURIs: {}\nSuites: {}\nComponents: main non-free-firmware\nSigned-By: /usr/share/keyrings/debian-archive-keyring.gpg\n",
             mirror(),
             suites.join(" ")
         );

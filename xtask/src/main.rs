@@ -5,6 +5,7 @@ mod cross;
 mod debian;
 mod demo;
 mod edits;
+mod emulator;
 mod image;
 mod install;
 mod peers;
@@ -65,13 +66,7 @@ fn main() -> anyhow::Result<()> {
             _ => bail!("{USAGE}"),
         },
         Some("image") => image_of(&std::env::args().skip(2).collect::<Vec<_>>()),
-        Some("qemu") => match &std::env::args().skip(2).collect::<Vec<_>>()[..] {
-            [flag, slug] if flag == "--board" => match qemu::cannot_run() {
-                Some(reason) => bail!("boards cannot be emulated here: {reason}"),
-                None => qemu::test(image::board::find(slug)?, qemu::SUITES),
-            },
-            _ => bail!("{USAGE}"),
-        },
+        Some("qemu") => emulate(&std::env::args().skip(2).collect::<Vec<_>>()),
         Some("edits") => {
             println!("{}", edits::config()?);
             Ok(())
@@ -96,16 +91,35 @@ fn build(arguments: &[String]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A disk image for a board.
-fn image_of(arguments: &[String]) -> anyhow::Result<()> {
-    let (slug, add) = match arguments {
-        [flag, slug] if flag == "--board" => (slug, None),
-        [flag, slug, more, folder] if flag == "--board" && more == "--add" => {
-            (slug, Some(std::path::Path::new(folder)))
+/// A board in QEMU.
+fn emulate(arguments: &[String]) -> anyhow::Result<()> {
+    if let Some(reason) = qemu::cannot_run() {
+        bail!("boards cannot be emulated here: {reason}");
+    }
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words[..] {
+        ["--board", slug] => qemu::test(image::board::find(slug)?, qemu::ALL),
+        ["--board", slug, "--without-suites"] => {
+            qemu::test(image::board::find(slug)?, qemu::Questions { suites: &[], ..qemu::ALL })
         }
         _ => bail!("{USAGE}"),
-    };
-    let image = image::build(image::board::find(slug)?, add, "image")?;
+    }
+}
+
+/// A disk image for a board.
+fn image_of(arguments: &[String]) -> anyhow::Result<()> {
+    let (mut slug, mut options) = (None, image::Options::default());
+    let mut words = arguments.iter();
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "--board" => slug = words.next(),
+            "--add" => options.add = Some(words.next().context("--add needs a folder")?.as_ref()),
+            "--without-network" => options.network = false,
+            _ => bail!("{word:?} is no option of image\n{USAGE}"),
+        }
+    }
+    let board = image::board::find(slug.context("image needs --board SLUG")?)?;
+    let image = image::build(board, options, "image")?;
     println!("{} (root slot {:.1} MiB)", image.disk.display(), image.root_bytes as f64 / f64::from(1 << 20));
     Ok(())
 }
@@ -152,8 +166,8 @@ fn boards_if_possible() -> anyhow::Result<()> {
     cross::test("arm-unknown-linux-musleabihf")?;
     let (first, second) = (image::board::find("raspberry-pi")?, image::board::find("generic-armv7")?);
     // The suites take minutes on an emulated board: once is enough.
-    qemu::test(first, qemu::SUITES)?;
-    qemu::test(second, &[])?;
+    qemu::test(first, qemu::Questions { radio: false, ..qemu::ALL })?;
+    qemu::test(second, qemu::Questions { suites: &[], ..qemu::ALL })?;
     image::compare(first)?;
     image::compare(second)
 }

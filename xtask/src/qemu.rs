@@ -2,23 +2,16 @@
 
 use crate::cross;
 use crate::debian::{Suites, run};
+use crate::emulator::{Disk, Emulator, Running};
 use crate::image::board::Board;
-use crate::image::{self, Image};
-use anyhow::{Context, bail, ensure};
+use crate::image::{self, Image, Options};
+use anyhow::{Context, ensure};
+use coracle_tests::board::Board as Outside;
 use coracle_tests::image::Image as ContainerImage;
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-
-/// The version of QEMU in Debian stable: older ones hang with these machines at times.
-const QEMU: &str = "target/image/qemu";
-
-/// Where an installed QEMU has its modules.
-const INSTALLED: &str = "/usr/lib/x86_64-linux-gnu/qemu";
 
 /// One boot with all that is asked in it, translated, on a machine that does other things too.
 const LONGEST_BOOT: Duration = Duration::from_secs(420);
@@ -26,142 +19,11 @@ const LONGEST_BOOT: Duration = Duration::from_secs(420);
 /// The boot in which whole suites of tests run.
 const LONGEST_SUITES: Duration = Duration::from_secs(1200);
 
-/// Between two words of a board: what it is asked takes a minute at most.
-const LONGEST_SILENCE: Duration = Duration::from_secs(180);
-
-/// Tests for root that ask nothing of a machine but its kernel.
-pub const SUITES: &[&str] = &["attacks"];
-
-/// A board's time goes on by its own instructions, 2 ns each, as an ARM1176 of 1 GHz does them, and is let go when it has
-/// nothing to do. By the clock of this machine, a Pi that is held between the reading of its timer and the setting of its
-/// next alarm has missed it, and stands still until the timer's 32 bits have come around, 71 minutes later.
-const TIME: &[&str] = &["-icount", "shift=1,sleep=off"];
+/// Everything. `attacks`: tests for root that ask nothing of a machine but its kernel.
+pub const ALL: Questions = Questions { suites: &["attacks"], radio: true };
 
 /// Answers of a boot, by name.
 pub type Answers = BTreeMap<String, String>;
-
-/// QEMU, unpacked, with its own loader and libraries.
-struct Emulator {
-    folder: PathBuf,
-}
-
-impl Emulator {
-    fn fetch() -> anyhow::Result<Self> {
-        let folder = std::path::absolute(QEMU)?;
-        let stamp = folder.with_extension("unpacked");
-        if !stamp.exists() {
-            println!("fetching QEMU");
-            let suites = Suites::open_for(&folder.with_extension("debian"), &["stable"], Some("amd64"))?;
-            suites.unpack_all(&["qemu-system-arm"], &folder)?;
-            std::fs::write(stamp, "")?;
-        }
-        Ok(Self { folder })
-    }
-
-    fn command(&self, program: &str) -> anyhow::Result<Command> {
-        let libraries = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"].map(|it| self.folder.join(it));
-        let loader = libraries.iter().map(|it| it.join("ld-linux-x86-64.so.2")).find(|it| it.exists());
-        let path = libraries.iter().map(|it| it.display().to_string()).collect::<Vec<_>>().join(":");
-        let loader = loader.context("QEMU's package has no loader")?;
-        // It would take modules of another version that is installed, and end.
-        let mut command = if Path::new(INSTALLED).exists() {
-            let mut command = Command::new("unshare");
-            let hide = format!("mount -t tmpfs none {INSTALLED} && exec \"$0\" \"$@\"");
-            command.args(["--mount", "--propagation", "private", "sh", "-c", &hide]).arg(loader);
-            command
-        } else {
-            Command::new(loader)
-        };
-        command.arg("--library-path").arg(path).arg(self.folder.join("usr/bin").join(program));
-        command.arg("-L").arg(self.folder.join("usr/share/qemu"));
-        command.env("QEMU_MODULE_DIR", self.folder.join("usr/lib/x86_64-linux-gnu/qemu"));
-        Ok(command)
-    }
-}
-
-/// A board that is on.
-struct Running {
-    child: Child,
-    lines: Receiver<String>,
-    /// All that it said.
-    said: Vec<String>,
-    /// Where QEMU itself is asked.
-    monitor: PathBuf,
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Running {
-    fn start(emulator: &Emulator, board: &Board, image: &Image, disk: &Path) -> anyhow::Result<Self> {
-        let (program, words) = board.machine.split_first().context("a machine")?;
-        let mut command = emulator.command(program)?;
-        command.args(words).arg("-kernel").arg(&image.kernel).arg("-initrd").arg(&image.ramdisk);
-        if let Some(tree) = &image.device_tree {
-            command.arg("-dtb").arg(tree);
-        }
-        command.args(["-append", &format!("{} {} loglevel=5 panic=10", board.command_line, board.emulated)]);
-        command.args(TIME);
-        let disk = disk.display().to_string();
-        command.args(board.disk.iter().map(|word| word.replace("DISK", &disk))).args(board.network);
-        let monitor = Path::new(&disk).with_extension("monitor");
-        command.args(["-monitor", &format!("unix:{},server,nowait", monitor.display())]);
-        command.args(["-serial", "stdio", "-display", "none", "-no-reboot"]);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
-        let mut child = command.spawn().with_context(|| format!("starting {program}"))?;
-        let output = child.stdout.take().context("a pipe")?;
-        let (sender, lines) = channel();
-        std::thread::spawn(move || {
-            let mut output = BufReader::new(output);
-            let mut line = Vec::new();
-            while output.read_until(b'\n', &mut line).is_ok_and(|count| count > 0) {
-                let text = String::from_utf8_lossy(&line).trim_end().to_owned();
-                if sender.send(text).is_err() {
-                    return;
-                }
-                line.clear();
-            }
-        });
-        Ok(Self { child, lines, said: Vec::new(), monitor })
-    }
-
-    /// Hears it until it is off.
-    fn hear(&mut self, longest: Duration) -> anyhow::Result<()> {
-        let begun = Instant::now();
-        loop {
-            let patience = longest.saturating_sub(begun.elapsed()).min(LONGEST_SILENCE);
-            match self.lines.recv_timeout(patience) {
-                Ok(line) => self.said.push(line),
-                Err(RecvTimeoutError::Disconnected) => return Ok(()),
-                Err(RecvTimeoutError::Timeout) => {
-                    let (said, silent, whole) =
-                        (self.said.join("\n"), patience.as_secs(), begun.elapsed().as_secs());
-                    bail!("after {whole} s, the last {silent} without a word:\n{said}\n{}", self.processor())
-                }
-            }
-        }
-    }
-
-    /// What its processor is at, three times: whether a board that says nothing does anything.
-    fn processor(&self) -> String {
-        let ask = || -> std::io::Result<String> {
-            let mut monitor = UnixStream::connect(&self.monitor)?;
-            monitor.set_read_timeout(Some(Duration::from_secs(1)))?;
-            let mut said = Vec::new();
-            for _ in 0..3 {
-                monitor.write_all(b"info registers\n")?;
-                // It goes on talking; what came within the time is enough.
-                let _ = monitor.read_to_end(&mut said);
-            }
-            Ok(String::from_utf8_lossy(&said).into_owned())
-        };
-        ask().unwrap_or_else(|error| format!("QEMU does not say where it is: {error}"))
-    }
-}
 
 fn answers(said: &[String], boot: u32) -> Answers {
     let begin = format!("TEST {boot} ");
@@ -169,22 +31,49 @@ fn answers(said: &[String], boot: u32) -> Answers {
     found.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect()
 }
 
-/// Boots it three times on one card, and runs `suites` there.
+/// What is asked of an emulated board beside the questions that all are asked.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Questions {
+    /// Suites of tests that run there.
+    pub suites: &'static [&'static str],
+    /// It has radios, which the kernel plays (`mac80211_hwsim`): one is an access point.
+    pub radio: bool,
+}
+
+/// Boots it three times on one card.
 ///
 /// # Errors
 /// What is not as a user relies on.
-pub fn test(board: &Board, suites: &[&str]) -> anyhow::Result<()> {
+pub fn test(board: &'static Board, questions: Questions) -> anyhow::Result<()> {
     let emulator = Emulator::fetch()?;
     let folder = std::path::absolute(Path::new("target/image").join(board.slug))?;
     let add = folder.join("add");
-    additions(board, suites, &folder, &add)?;
-    let image = image::build(board, Some(&add), "test")?;
+    additions(board, questions, &folder, &add)?;
+    let modules: &[&str] = if questions.radio { &["mac80211_hwsim"] } else { &[] };
+    let image = image::build(board, Options { add: Some(&add), modules, ..Options::default() }, "test")?;
     println!("{}: root slot {:.1} MiB", board.slug, image.root_bytes as f64 / f64::from(1 << 20));
     let disk = folder.join("test/card.img");
     run(Command::new("cp").arg("--sparse=always").arg(&image.disk).arg(&disk))?;
+    let app = app(board, &folder)?;
+    // Its network and its registry are in namespaces, which are those of a thread.
+    let boots = std::thread::spawn(move || boots(&emulator, board, questions, &image, &disk, &app)).join();
+    boots.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+fn boots(
+    emulator: &Emulator,
+    board: &Board,
+    questions: Questions,
+    image: &Image,
+    disk: &Path,
+    app: &ContainerImage,
+) -> anyhow::Result<()> {
+    let mut outside = Outside::new()?;
+    outside.start_registry("")?;
+    outside.push(app, "hello:2")?;
     for boot in 1..=3 {
         let begun = Instant::now();
-        let mut running = Running::start(&emulator, board, &image, &disk)?;
+        let mut running = Running::start(emulator, board, image, &Disk { file: disk, record: None }, "")?;
         running.hear(if boot == 3 { LONGEST_SUITES } else { LONGEST_BOOT })?;
         std::fs::write(disk.with_extension(format!("boot{boot}.log")), running.said.join("\n"))?;
         let answers = answers(&running.said, boot);
@@ -194,8 +83,8 @@ pub fn test(board: &Board, suites: &[&str]) -> anyhow::Result<()> {
         }
         let judged = match boot {
             1 => first_boot(&answers),
-            2 => second_boot(&answers),
-            _ => third_boot(&answers, suites),
+            2 => second_boot(&answers, questions),
+            _ => third_boot(&answers, questions.suites),
         };
         judged.with_context(|| running.said.join("\n"))?;
     }
@@ -229,6 +118,9 @@ fn first_boot(answers: &Answers) -> anyhow::Result<()> {
         ("slot", "PARTITION=2"),
         ("root", "squashfs ro"),
         ("swap", "1"),
+        ("address", "inet 10.0.2.15"),
+        ("names", "1"),
+        ("pull", "0"),
         ("import", "0"),
         ("up", "0"),
         ("running", "3"),
@@ -248,11 +140,15 @@ fn first_boot(answers: &Answers) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn second_boot(answers: &Answers) -> anyhow::Result<()> {
+fn second_boot(answers: &Answers, questions: Questions) -> anyhow::Result<()> {
     for (name, wanted) in [("lacks", ""), ("kept", "kept"), ("orderly", "in order"), ("replayed", "0")] {
         is(answers, name, wanted)?;
     }
     ensure!(answers.contains_key("end"), "it did not come to the end");
+    if questions.radio {
+        is(answers, "radio before", "")?;
+        is(answers, "radio", "inet 10.43.0.")?;
+    }
     Ok(())
 }
 
@@ -267,14 +163,14 @@ fn third_boot(answers: &Answers, suites: &[&str]) -> anyhow::Result<()> {
 }
 
 /// What the tested image has beside the board's own: a shell, the questions, a release.
-fn additions(board: &Board, suites: &[&str], folder: &Path, add: &Path) -> anyhow::Result<()> {
+fn additions(board: &Board, questions: Questions, folder: &Path, add: &Path) -> anyhow::Result<()> {
+    let suites = questions.suites;
     let _ = std::fs::remove_dir_all(add);
     let share = add.join("usr/share/board-test");
-    for folder in ["usr/bin", "usr/share/board-test", "etc/coracle"] {
+    for folder in ["usr/bin", "usr/share/board-test", "etc/coracle", "etc/NetworkManager/conf.d"] {
         std::fs::create_dir_all(add.join(folder))?;
     }
-    let busybox = busybox(board, folder)?;
-    std::fs::copy(&busybox, add.join("usr/bin/busybox"))?;
+    std::fs::copy(busybox(board, folder)?, add.join("usr/bin/busybox"))?;
     std::fs::write(share.join("board.sh"), include_str!("../../tests/qemu/board.sh"))?;
     std::fs::write(share.join("compose.yaml"), include_str!("../../tests/qemu/compose.yaml"))?;
     std::fs::write(
@@ -288,12 +184,25 @@ fn additions(board: &Board, suites: &[&str], folder: &Path, add: &Path) -> anyho
         cross::compile(board.target, Path::new("tests/attack.c"), &share.join("attacker"))?;
     }
     std::fs::write(share.join("suites"), suites.join("\n"))?;
+    if questions.radio {
+        std::fs::write(share.join("radio"), "")?;
+        std::fs::write(share.join("access-point.conf"), include_str!("../../tests/qemu/access-point.conf"))?;
+        std::fs::write(share.join("udhcpd.conf"), include_str!("../../tests/qemu/udhcpd.conf"))?;
+        let other =
+            "[keyfile]\nunmanaged-devices=interface-name:cor-*;interface-name:corv*;interface-name:wlan1\n";
+        std::fs::write(add.join("etc/NetworkManager/conf.d/access-point.conf"), other)?;
+    }
+    app(board, folder)?.write(&share.join("hello"))
+}
+
+/// The image of its services.
+fn app(board: &Board, folder: &Path) -> anyhow::Result<ContainerImage> {
     let architecture = match board.architecture {
         "armel" | "armhf" => "arm",
         "arm64" => "arm64",
         _ => "amd64",
     };
-    ContainerImage::busybox_at(&busybox)?.architecture(architecture).write(&share.join("hello"))
+    Ok(ContainerImage::busybox_at(&busybox(board, folder)?)?.architecture(architecture))
 }
 
 /// Debian's static one, which runs on every board of the architecture.

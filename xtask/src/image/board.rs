@@ -24,12 +24,19 @@ pub struct Board {
     pub target: &'static str,
     /// Partition table.
     pub table: Table,
-    /// Device tree, in the kernel's package.
-    pub device_tree: Option<&'static str>,
+    /// Device trees in the kernel's package, by the beginning of their names; the first is the emulated machine's.
+    pub device_trees: &'static [&'static str],
     /// Drivers of what the root may be on, for the initial ramdisk.
     pub early: &'static [&'static str],
     /// Modules of the root: names, and folders that end with a slash.
     pub modules: &'static [&'static str],
+    /// Firmware of its radios, loaded by their drivers: Debian's package, and files below `/usr/lib/firmware` (one `*`
+    /// in the last part of the path).
+    pub firmware: &'static [(&'static str, &'static str)],
+    /// What its first code reads from the boot partition: Debian's package, a file of it, and its name there.
+    pub loader: &'static [(&'static str, &'static str, &'static str)],
+    /// The loader's settings: a file of the boot partition, and its text.
+    pub loader_settings: Option<(&'static str, &'static str)>,
     /// What the kernel wants of modules.
     pub signatures: Signatures,
     /// The kernel's command line.
@@ -38,7 +45,7 @@ pub struct Board {
     pub emulated: &'static str,
     /// QEMU's program and words for the machine.
     pub machine: &'static [&'static str],
-    /// Words for its disk, with `DISK` in place of the file.
+    /// Words for its disk, with `DRIVE` in place of what it is.
     pub disk: &'static [&'static str],
     /// Words for its network.
     pub network: &'static [&'static str],
@@ -52,6 +59,9 @@ pub const COMMON: &[&str] = &[
     "nft_fib_ipv4", "nft_fib_ipv6", "nft_compat", "vfat", "nls_ascii", "nls_cp437", "nls_iso8859_1", "zram",
     "lz4", "loop", "fuse",
 ];
+
+/// What radios need, in images with a network.
+pub const RADIO: &[&str] = &["mac80211", "ccm", "gcm", "cmac", "ctr"];
 
 /// Of these, what the rules and links of any release with a network need: loaded at every boot. Else the kernel asks for
 /// each as it is met, which starts a program for each, and the first release waits.
@@ -68,19 +78,39 @@ pub const BOARDS: &[Board] = &[
         kernel: "linux-image-rpi",
         target: "arm-unknown-linux-musleabihf",
         table: Table::Mbr,
-        device_tree: Some("bcm2835-rpi-a-plus.dtb"),
+        device_trees: &["bcm2835-rpi-a-plus.dtb", "bcm2835-rpi-"],
         early: &["squashfs", "ext4", "crc32c_generic", "sdhci_iproc", "bcm2835", "sdhci_pltfm", "mmc_block"],
         modules: &[
             "crc32c_generic", "ext4", "drivers/net/usb/", "usb_storage", "raspberrypi_hwmon",
             "drivers/i2c/busses/", "i2c_dev", "drivers/spi/", "bcm2835_wdt", "bcm2835_rng", "drivers/gpio/",
-            "brcmfmac", "drivers/bluetooth/",
+            "brcmfmac", "drivers/bluetooth/", "rtl8xxxu", "rtl8192cu", "ath9k_htc",
         ],
+        firmware: &[
+            // The radio of the Zero W, and its settings.
+            ("firmware-brcm80211", "brcm/brcmfmac43430-sdio.bin"),
+            ("firmware-brcm80211", "brcm/brcmfmac43430-sdio.clm_blob"),
+            ("firmware-brcm80211", "brcm/brcmfmac43430-sdio.raspberrypi,model-zero-w*"),
+            // Sticks for USB.
+            ("firmware-realtek", "rtlwifi/rtl8*u*"),
+            ("firmware-ath9k-htc", "ath9k_htc/htc_*"),
+        ],
+        loader: &[
+            ("raspi-firmware", "usr/lib/raspi-firmware/bootcode.bin", "bootcode.bin"),
+            ("raspi-firmware", "usr/lib/raspi-firmware/start.elf", "start.elf"),
+            ("raspi-firmware", "usr/lib/raspi-firmware/fixup.dat", "fixup.dat"),
+            ("raspi-firmware", "usr/share/doc/raspi-firmware/copyright", "LICENCE.firmware"),
+        ],
+        // Device trees by the kernel's own names (documentation of the firmware, config.txt).
+        loader_settings: Some((
+            "config.txt",
+            "enable_uart=1\nupstream_kernel=1\nkernel=vmlinuz\ninitramfs initrd.img followkernel\n",
+        )),
         signatures: Signatures::LeftOut,
         command_line: "console=ttyAMA0,115200 psi=1 cgroup_enable=memory",
         // A register that it lacks; and its watchdog resets at once when it is opened.
         emulated: "initcall_blacklist=bcm2835_power_driver_init coracle.watchdog=0",
         machine: &["qemu-system-arm", "-M", "raspi1ap"],
-        disk: &["-drive", "file=DISK,if=sd,format=raw"],
+        disk: &["-drive", "DRIVE,if=sd"],
         network: &["-netdev", "user,id=n0", "-device", "usb-net,netdev=n0"],
     },
     Board {
@@ -89,17 +119,20 @@ pub const BOARDS: &[Board] = &[
         kernel: "linux-image-armmp",
         target: "armv7-unknown-linux-musleabihf",
         table: Table::Gpt,
-        device_tree: None,
+        device_trees: &[],
         early: &["squashfs", "ext4", "crc32c_generic", "virtio_mmio", "virtio_blk", "mmc_block", "sunxi_mmc"],
         modules: &[
             "crc32c_generic", "ext4", "virtio_mmio", "virtio_blk", "virtio_net", "virtio_console", "virtio_rng",
-            "drivers/net/usb/", "usb_storage", "i2c_dev", "sunxi_wdt",
+            "drivers/net/usb/", "usb_storage", "i2c_dev", "sunxi_wdt", "rtl8xxxu", "ath9k_htc",
         ],
+        firmware: &[("firmware-realtek", "rtlwifi/rtl8*u*"), ("firmware-ath9k-htc", "ath9k_htc/htc_*")],
+        loader: &[],
+        loader_settings: None,
         signatures: Signatures::LeftOut,
         command_line: "console=ttyAMA0,115200 psi=1 gpt",
         emulated: "",
         machine: &["qemu-system-arm", "-M", "virt", "-cpu", "cortex-a7", "-m", "128"],
-        disk: &["-drive", "file=DISK,if=none,id=d0,format=raw", "-device", "virtio-blk-device,drive=d0"],
+        disk: &["-drive", "DRIVE,if=none,id=d0", "-device", "virtio-blk-device,drive=d0"],
         network: &["-netdev", "user,id=n0", "-device", "virtio-net-device,netdev=n0"],
     },
 ];

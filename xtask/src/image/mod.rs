@@ -40,11 +40,28 @@ pub struct Image {
     pub root_bytes: u64,
 }
 
-/// Builds it. `add`: a folder whose files are put into the root on top; `name`: of the file, beside others.
+/// What an image is to have.
+#[derive(Debug, Clone, Copy)]
+pub struct Options<'a> {
+    /// A folder whose files are put into the root on top.
+    pub add: Option<&'a Path>,
+    /// NetworkManager, with what it needs.
+    pub network: bool,
+    /// Modules beside the board's own.
+    pub modules: &'a [&'a str],
+}
+
+impl Default for Options<'_> {
+    fn default() -> Self {
+        Self { add: None, network: true, modules: &[] }
+    }
+}
+
+/// Builds it. `name`: of its folder, beside others.
 ///
 /// # Errors
 /// What cannot be fetched or built.
-pub fn build(board: &Board, add: Option<&Path>, name: &str) -> anyhow::Result<Image> {
+pub fn build(board: &Board, options: Options<'_>, name: &str) -> anyhow::Result<Image> {
     install::packages(TOOLS)?;
     let program = cross::build(board.target)?;
     let folder = std::path::absolute(Path::new(FOLDER).join(board.slug))?;
@@ -63,12 +80,32 @@ pub fn build(board: &Board, add: Option<&Path>, name: &str) -> anyhow::Result<Im
     std::fs::write(boot.join("cmdline.txt"), format!("{}\n", board.command_line))?;
     std::fs::write(boot.join("device-type.json"), format!("{{\"slug\":\"{}\"}}\n", board.slug))?;
     std::fs::create_dir(boot.join("system-connections"))?;
-    if let Some(tree) = board.device_tree {
-        std::fs::copy(kernel.trees.join(tree), boot.join(tree)).with_context(|| format!("device tree {tree}"))?;
+    for (package, file, name) in board.loader {
+        let from = unpacked(&suites, &folder, package)?.join(file);
+        std::fs::copy(&from, boot.join(name)).with_context(|| from.display().to_string())?;
+    }
+    if let Some((name, text)) = board.loader_settings {
+        std::fs::write(boot.join(name), text)?;
+    }
+    for tree in device_trees(board, &kernel)? {
+        std::fs::copy(kernel.trees.join(&tree), boot.join(&tree))?;
     }
     let tree = work.join("root");
-    let parts =
-        root::Parts { board, program: &program, modules: &kernel.modules, packages: &packages, add, epoch };
+    let mut firmware = Vec::new();
+    for (package, file) in board.firmware {
+        firmware.push((unpacked(&suites, &folder, package)?, *file));
+    }
+    let parts = root::Parts {
+        board,
+        program: &program,
+        modules: &kernel.modules,
+        packages: &packages,
+        firmware: &firmware,
+        network: options.network,
+        more: options.modules,
+        add: options.add,
+        epoch,
+    };
     root::make(&parts, &tree)?;
     let root = work.join("root.squashfs");
     let time = epoch.to_string();
@@ -82,7 +119,7 @@ pub fn build(board: &Board, add: Option<&Path>, name: &str) -> anyhow::Result<Im
     Ok(Image {
         kernel: boot.join("vmlinuz"),
         ramdisk: boot.join("initrd.img"),
-        device_tree: board.device_tree.map(|tree| boot.join(tree)),
+        device_tree: board.device_trees.first().map(|tree| boot.join(tree)),
         root_bytes: std::fs::metadata(&root)?.len(),
         disk,
     })
@@ -93,7 +130,7 @@ pub fn build(board: &Board, add: Option<&Path>, name: &str) -> anyhow::Result<Im
 /// # Errors
 /// Where they differ.
 pub fn compare(board: &Board) -> anyhow::Result<()> {
-    let (one, other) = (build(board, None, "image")?, build(board, None, "again")?);
+    let (one, other) = (build(board, Options::default(), "image")?, build(board, Options::default(), "again")?);
     run(Command::new("cmp").arg(&one.disk).arg(&other.disk))?;
     println!(
         "{}: twice the same bytes; root slot {:.1} MiB",
@@ -122,17 +159,38 @@ fn kernel(board: &Board, suites: &Suites, folder: &Path) -> anyhow::Result<Kerne
     let package = needs.iter().find(|name| name.starts_with("linux-image-"));
     let package = package.with_context(|| format!("{} needs no kernel: {needs:?}", board.kernel))?;
     let release = package.trim_start_matches("linux-image-").to_owned();
-    let stamp = folder.join(format!("{package}.unpacked"));
-    let root = folder.join("debian").join(package);
-    if !stamp.exists() {
-        println!("fetching {package} for {}", board.architecture);
-        suites.unpack(package)?;
-        std::fs::write(&stamp, "")?;
-    }
+    let root = unpacked(suites, folder, package)?;
     let modules = ["usr/lib/modules", "lib/modules"].map(|it| root.join(it).join(&release));
     let modules = modules.into_iter().find(|it| it.exists()).context("the kernel has no modules")?;
     let image = root.join(format!("boot/vmlinuz-{release}"));
     Ok(Kernel { image, modules, trees: root.join(format!("usr/lib/linux-image-{release}")) })
+}
+
+/// Names of its device trees, the emulated machine's first.
+fn device_trees(board: &Board, kernel: &Kernel) -> anyhow::Result<Vec<String>> {
+    let Some(first) = board.device_trees.first() else { return Ok(Vec::new()) };
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(&kernel.trees).with_context(|| kernel.trees.display().to_string())? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if board.device_trees.iter().any(|begin| name.starts_with(begin)) {
+            names.push(name);
+        }
+    }
+    anyhow::ensure!(names.iter().any(|it| it == first), "the kernel has no device tree {first}");
+    names.sort_by_key(|name| (name != first, name.clone()));
+    Ok(names)
+}
+
+/// One package without what it needs, unpacked.
+fn unpacked(suites: &Suites, folder: &Path, package: &str) -> anyhow::Result<PathBuf> {
+    let stamp = folder.join(format!("{package}.unpacked"));
+    let root = folder.join("debian").join(package);
+    if !stamp.exists() {
+        println!("fetching {package}");
+        suites.unpack(package)?;
+        std::fs::write(&stamp, "")?;
+    }
+    Ok(root)
 }
 
 /// Packages that parts of the root are taken from, unpacked.

@@ -1,7 +1,7 @@
 //! The root slot: read-only, with nothing of a distribution but what has a reason. Each file's reason is in
 //! `usr/share/coracle/manifest`.
 
-use super::board::{Board, COMMON, EARLY};
+use super::board::{Board, COMMON, EARLY, RADIO};
 use anyhow::{Context, ensure};
 use object::{Object, ObjectSection};
 use std::collections::BTreeMap;
@@ -9,13 +9,61 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 /// Debian packages that files are taken from.
-pub const PACKAGES: &[&str] = &["nftables", "e2fsprogs", "ca-certificates"];
+pub const PACKAGES: &[&str] = &[
+    "nftables", "e2fsprogs", "ca-certificates", "network-manager", "dbus-daemon", "wpasupplicant",
+    "wireless-regdb",
+];
 
 /// Files that are taken, and why. Libraries come with the programs that need them.
 const TAKEN: &[(&str, &str)] = &[
     ("usr/sbin/nft", "firewall rules of services"),
     ("usr/sbin/e2fsck", "file systems that the kernel found damaged"),
 ];
+
+/// Of the network, in images that have one. `*` stands for the architecture's or the version's folder.
+const NETWORK: &[(&str, &str)] = &[
+    ("usr/sbin/NetworkManager", "the network's links, addresses and names"),
+    ("usr/lib/*/NetworkManager/*/libnm-device-plugin-wifi.so", "NetworkManager's part for radios"),
+    ("usr/libexec/nm-daemon-helper", "names of hosts that NetworkManager asks for"),
+    ("usr/bin/dbus-daemon", "how NetworkManager is talked to"),
+    ("usr/sbin/wpa_supplicant", "keys of radios; runs where there is one"),
+    ("usr/lib/*/libgcc_s.so.1", "glibc loads it when a thread ends"),
+];
+
+/// Files that are no programs.
+const NETWORK_FILES: &[(&str, &str, &str)] = &[
+    ("usr/share/dbus-1/system.conf", "usr/share/dbus-1/system.conf", "who may talk on the bus"),
+    (
+        "usr/share/dbus-1/system.d/org.freedesktop.NetworkManager.conf",
+        "usr/share/dbus-1/system.d/org.freedesktop.NetworkManager.conf",
+        "who may talk to NetworkManager",
+    ),
+    (
+        "usr/share/dbus-1/system.d/wpa_supplicant.conf",
+        "usr/share/dbus-1/system.d/wpa_supplicant.conf",
+        "who may talk to wpa_supplicant",
+    ),
+    ("usr/lib/firmware/regulatory.db-debian", "usr/lib/firmware/regulatory.db", "what radios may send where"),
+    ("usr/lib/firmware/regulatory.db.p7s-debian", "usr/lib/firmware/regulatory.db.p7s", "its signature"),
+];
+
+/// `NetworkManager.conf(5)`. Only root talks to it; names of hosts are the agent's; what services have is theirs.
+const NETWORK_SETTINGS: &str = "\
+[main]
+plugins=keyfile
+auth-polkit=root-only
+dhcp=internal
+rc-manager=unmanaged
+systemd-resolved=false
+hostname-mode=none
+
+[keyfile]
+unmanaged-devices=interface-name:cor-*;interface-name:corv*
+
+[logging]
+backend=syslog
+level=WARN
+";
 
 /// What a root is made from.
 pub struct Parts<'a> {
@@ -27,11 +75,20 @@ pub struct Parts<'a> {
     pub modules: &'a Path,
     /// Debian's packages, unpacked.
     pub packages: &'a Path,
+    /// Firmware of radios: a package's folder, and files below its `usr/lib/firmware`.
+    pub firmware: &'a [(PathBuf, &'a str)],
+    /// With NetworkManager.
+    pub network: bool,
+    /// Modules beside the board's own.
+    pub more: &'a [&'a str],
     /// Whoever builds the image adds these.
     pub add: Option<&'a Path>,
     /// Seconds since 1970.
     pub epoch: u64,
 }
+
+/// Number of the bus's user and group.
+const BUS: u32 = 100;
 
 struct Tree<'a> {
     root: &'a Path,
@@ -62,13 +119,18 @@ pub fn make(parts: &Parts<'_>, root: &Path) -> anyhow::Result<()> {
     }
     tree.configuration(parts)?;
     let release = parts.modules.file_name().context("a release")?;
-    let wanted: Vec<&str> = COMMON.iter().chain(parts.board.modules).copied().collect();
+    let radio: &[&str] = if parts.network { RADIO } else { &[] };
+    let wanted: Vec<&str> =
+        COMMON.iter().chain(radio).chain(parts.board.modules).chain(parts.more).copied().collect();
     let chosen = coracle_tests::modules::choose(parts.modules, &wanted, EARLY)?;
     let place = PathBuf::from("usr/lib/modules").join(release);
     coracle_tests::modules::copy(parts.modules, &chosen, parts.board.signatures, &root.join(&place))?;
     tree.note(&place.to_string_lossy(), "drivers of boards, containers and their network");
     for (file, reason) in TAKEN {
         tree.take(file, reason)?;
+    }
+    if parts.network {
+        tree.network(parts)?;
     }
     if let Some(add) = parts.add {
         crate::debian::run(std::process::Command::new("cp").arg("-a").arg(add.join(".")).arg(root))?;
@@ -101,11 +163,17 @@ impl Tree<'_> {
         );
         self.write("etc/coracle/image.conf", &settings, "settings of the first process")?;
         self.write("etc/machine-id", "", "the device's own is mounted over it")?;
-        self.write("etc/passwd", "root:x:0:0:root:/root:/sbin/nologin\n", "names of users")?;
-        self.write("etc/group", "root:x:0:\ntty:x:5:\n", "names of groups")?;
+        let users = format!(
+            "root:x:0:0:root:/root:/sbin/nologin\nmessagebus:x:{BUS}:{BUS}:D-Bus:/nonexistent:/sbin/nologin\n"
+        );
+        self.write("etc/passwd", &users, "names of users")?;
+        // The last is named in wpa_supplicant's policy; nobody is in it.
+        let groups = format!("root:x:0:\ntty:x:5:\nmessagebus:x:{BUS}:\nnetdev:x:{}:\n", BUS + 1);
+        self.write("etc/group", &groups, "names of groups")?;
         self.write("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n", "the name of this machine")?;
         self.write("etc/nsswitch.conf", "hosts: files dns\n", "where programs of glibc look for names")?;
-        self.link("etc/resolv.conf", "../run/resolv.conf", "servers of names, as the network tells")?;
+        let names = if parts.network { "../run/NetworkManager/resolv.conf" } else { "../run/resolv.conf" };
+        self.link("etc/resolv.conf", names, "servers of names, as the network tells")?;
         self.link("etc/mtab", "../proc/self/mounts", "what older programs read")?;
         let folder = self.packages.join("usr/share/ca-certificates/mozilla");
         let mut files: Vec<PathBuf> = std::fs::read_dir(&folder)?.flatten().map(|entry| entry.path()).collect();
@@ -117,6 +185,46 @@ impl Tree<'_> {
             &texts?.concat(),
             "who vouches for servers (ca-certificates)",
         )
+    }
+
+    fn network(&mut self, parts: &Parts<'_>) -> anyhow::Result<()> {
+        for folder in
+            ["etc/NetworkManager/conf.d", "etc/NetworkManager/system-connections", "var/lib/NetworkManager"]
+        {
+            std::fs::create_dir_all(self.root.join(folder))?;
+        }
+        for (pattern, reason) in NETWORK {
+            self.take(&self.one(pattern)?, reason)?;
+        }
+        for (from, to, reason) in NETWORK_FILES {
+            self.copy(&self.packages.join(from), to, reason)?;
+        }
+        self.write("etc/NetworkManager/NetworkManager.conf", NETWORK_SETTINGS, "settings of NetworkManager")?;
+        for (package, pattern) in parts.firmware {
+            let below = package.join("usr/lib/firmware");
+            let found = matching(&below, pattern)?;
+            ensure!(!found.is_empty(), "{} has no firmware {pattern}", package.display());
+            for file in found {
+                self.copy(&below.join(&file), &format!("usr/lib/firmware/{file}"), "firmware of a radio")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The one file of the packages that fits.
+    fn one(&self, pattern: &str) -> anyhow::Result<String> {
+        let mut found = matching(self.packages, pattern)?;
+        ensure!(found.len() == 1, "{pattern} fits {found:?}");
+        Ok(found.remove(0))
+    }
+
+    fn copy(&mut self, from: &Path, name: &str, reason: &str) -> anyhow::Result<()> {
+        let to = self.root.join(name);
+        std::fs::create_dir_all(to.parent().context("a folder")?)?;
+        std::fs::copy(from, &to).with_context(|| from.display().to_string())?;
+        std::fs::set_permissions(&to, std::fs::Permissions::from_mode(0o644))?;
+        self.note(name, reason);
+        Ok(())
     }
 
     /// Takes a program with the libraries that it needs.
@@ -169,6 +277,35 @@ impl Tree<'_> {
     }
 }
 
+/// Whether a name fits; each `*` stands for any letters, or none.
+fn fits(name: &str, pattern: &str) -> bool {
+    let Some((begin, rest)) = pattern.split_once('*') else { return name == pattern };
+    let Some(name) = name.strip_prefix(begin) else { return false };
+    (0..=name.len()).filter_map(|at| name.get(at..)).any(|name| fits(name, rest))
+}
+
+/// Files below a folder whose path fits a pattern; each part may have `*`.
+fn matching(folder: &Path, pattern: &str) -> anyhow::Result<Vec<String>> {
+    let mut found = vec![String::new()];
+    for part in pattern.split('/') {
+        let mut next = Vec::new();
+        for above in found {
+            let name = |name: &str| if above.is_empty() { name.to_owned() } else { format!("{above}/{name}") };
+            if !part.contains('*') {
+                next.extend(Some(name(part)).filter(|it| folder.join(it).exists()));
+                continue;
+            }
+            for entry in std::fs::read_dir(folder.join(&above))? {
+                let entry = entry?.file_name().to_string_lossy().into_owned();
+                next.extend(fits(&entry, part).then(|| name(&entry)));
+            }
+        }
+        found = next;
+    }
+    found.sort();
+    Ok(found)
+}
+
 /// `DT_NEEDED`.
 fn needed(elf: &object::File<'_>) -> anyhow::Result<Vec<String>> {
     /// elf(5)
@@ -188,4 +325,25 @@ fn needed(elf: &object::File<'_>) -> anyhow::Result<Vec<String>> {
         }
     }
     Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fits;
+
+    #[test]
+    fn stars_stand_for_any_letters() {
+        for (name, pattern, wanted) in [
+            ("rtl8192cufw.bin", "rtl8*u*", true),
+            ("rtl8192.bin", "rtl8*u*", false),
+            ("rtl8u", "rtl8*u*", true),
+            ("a", "a", true),
+            ("ab", "a", false),
+            ("a", "a*", true),
+            ("ab.txt", "a*.txt", true),
+            ("ab.txt.bin", "a*.txt", false),
+        ] {
+            assert_eq!(fits(name, pattern), wanted, "{name} {pattern}");
+        }
+    }
 }

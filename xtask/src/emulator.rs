@@ -1,0 +1,188 @@
+//! QEMU, as it poses as a board.
+
+use crate::debian::Suites;
+use crate::image::Image;
+use crate::image::board::Board;
+use anyhow::{Context, bail};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+/// The version of QEMU in Debian stable: older ones hang with these machines at times.
+const QEMU: &str = "target/image/qemu";
+
+/// Where an installed QEMU has its modules.
+const INSTALLED: &str = "/usr/lib/x86_64-linux-gnu/qemu";
+
+/// Between two words of a board: what it is asked takes a minute at most.
+const LONGEST_SILENCE: Duration = Duration::from_secs(180);
+
+/// A board's time goes on by its own instructions, 2 ns each, as an ARM1176 of 1 GHz does them, and is let go when it has
+/// nothing to do. By the clock of this machine, a Pi that is held between the reading of its timer and the setting of its
+/// next alarm has missed it, and stands still until the timer's 32 bits have come around, 71 minutes later.
+const TIME: &[&str] = &["-icount", "shift=1,sleep=off"];
+
+/// QEMU, unpacked, with its own loader and libraries.
+pub struct Emulator {
+    folder: PathBuf,
+}
+
+impl Emulator {
+    /// Fetches it, once.
+    ///
+    /// # Errors
+    /// When it cannot be fetched.
+    pub fn fetch() -> anyhow::Result<Self> {
+        let folder = std::path::absolute(QEMU)?;
+        let stamp = folder.with_extension("unpacked");
+        if !stamp.exists() {
+            println!("fetching QEMU");
+            let suites = Suites::open_for(&folder.with_extension("debian"), &["stable"], Some("amd64"))?;
+            suites.unpack_all(&["qemu-system-arm"], &folder)?;
+            std::fs::write(stamp, "")?;
+        }
+        Ok(Self { folder })
+    }
+
+    fn command(&self, program: &str) -> anyhow::Result<Command> {
+        let libraries = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"].map(|it| self.folder.join(it));
+        let loader = libraries.iter().map(|it| it.join("ld-linux-x86-64.so.2")).find(|it| it.exists());
+        let path = libraries.iter().map(|it| it.display().to_string()).collect::<Vec<_>>().join(":");
+        let loader = loader.context("QEMU's package has no loader")?;
+        // It would take modules of another version that is installed, and end.
+        let mut command = if Path::new(INSTALLED).exists() {
+            let mut command = Command::new("unshare");
+            let hide = format!("mount -t tmpfs none {INSTALLED} && exec \"$0\" \"$@\"");
+            command.args(["--mount", "--propagation", "private", "sh", "-c", &hide]).arg(loader);
+            command
+        } else {
+            Command::new(loader)
+        };
+        command.arg("--library-path").arg(path).arg(self.folder.join("usr/bin").join(program));
+        command.arg("-L").arg(self.folder.join("usr/share/qemu"));
+        command.env("QEMU_MODULE_DIR", self.folder.join("usr/lib/x86_64-linux-gnu/qemu"));
+        Ok(command)
+    }
+}
+
+/// The disk of a board.
+pub struct Disk<'a> {
+    /// Its content.
+    pub file: &'a Path,
+    /// Where each write to it is recorded.
+    pub record: Option<&'a Path>,
+}
+
+impl Disk<'_> {
+    /// `-drive` of it, without how it is connected.
+    fn drive(&self) -> String {
+        let file = self.file.display();
+        match self.record {
+            None => format!("file={file},format=raw"),
+            Some(record) => format!(
+                "driver=blklogwrites,file.driver=file,file.filename={file},log.driver=file,log.filename={}",
+                record.display()
+            ),
+        }
+    }
+}
+
+/// A board that is on.
+pub struct Running {
+    child: Child,
+    lines: Receiver<String>,
+    /// All that it said.
+    pub said: Vec<String>,
+    /// Where QEMU itself is asked.
+    monitor: PathBuf,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Running {
+    /// Turns it on. `words`: more for the kernel's command line.
+    ///
+    /// # Errors
+    /// When QEMU does not start.
+    pub fn start(
+        emulator: &Emulator,
+        board: &Board,
+        image: &Image,
+        disk: &Disk<'_>,
+        words: &str,
+    ) -> anyhow::Result<Self> {
+        let (program, machine) = board.machine.split_first().context("a machine")?;
+        let mut command = emulator.command(program)?;
+        command.args(machine).arg("-kernel").arg(&image.kernel).arg("-initrd").arg(&image.ramdisk);
+        if let Some(tree) = &image.device_tree {
+            command.arg("-dtb").arg(tree);
+        }
+        let words = format!("{} {} loglevel=5 panic=10 {words}", board.command_line, board.emulated);
+        command.args(["-append", words.trim_end()]).args(TIME);
+        let drive = disk.drive();
+        command.args(board.disk.iter().map(|word| word.replace("DRIVE", &drive))).args(board.network);
+        let monitor = disk.file.with_extension("monitor");
+        command.args(["-monitor", &format!("unix:{},server,nowait", monitor.display())]);
+        command.args(["-serial", "stdio", "-display", "none", "-no-reboot"]);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+        let mut child = command.spawn().with_context(|| format!("starting {program}"))?;
+        let output = child.stdout.take().context("a pipe")?;
+        let (sender, lines) = channel();
+        std::thread::spawn(move || {
+            let mut output = BufReader::new(output);
+            let mut line = Vec::new();
+            while output.read_until(b'\n', &mut line).is_ok_and(|count| count > 0) {
+                let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+                if sender.send(text).is_err() {
+                    return;
+                }
+                line.clear();
+            }
+        });
+        Ok(Self { child, lines, said: Vec::new(), monitor })
+    }
+
+    /// Hears it until it is off.
+    ///
+    /// # Errors
+    /// When it says nothing for long, or goes on for longer than `longest`.
+    pub fn hear(&mut self, longest: Duration) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        loop {
+            let patience = longest.saturating_sub(begun.elapsed()).min(LONGEST_SILENCE);
+            match self.lines.recv_timeout(patience) {
+                Ok(line) => self.said.push(line),
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+                Err(RecvTimeoutError::Timeout) => {
+                    let (said, silent, whole) =
+                        (self.said.join("\n"), patience.as_secs(), begun.elapsed().as_secs());
+                    bail!("after {whole} s, the last {silent} without a word:\n{said}\n{}", self.processor())
+                }
+            }
+        }
+    }
+
+    /// What its processor is at, three times: whether a board that says nothing does anything.
+    fn processor(&self) -> String {
+        let ask = || -> std::io::Result<String> {
+            let mut monitor = UnixStream::connect(&self.monitor)?;
+            monitor.set_read_timeout(Some(Duration::from_secs(1)))?;
+            let mut said = Vec::new();
+            for _ in 0..3 {
+                monitor.write_all(b"info registers\n")?;
+                // It goes on talking; what came within the time is enough.
+                let _ = monitor.read_to_end(&mut said);
+            }
+            Ok(String::from_utf8_lossy(&said).into_owned())
+        };
+        ask().unwrap_or_else(|error| format!("QEMU does not say where it is: {error}"))
+    }
+}
