@@ -53,6 +53,8 @@ const LAST_WORDS: usize = 48 * 1024;
 struct Program {
     unit: Unit,
     command: Vec<String>,
+    /// When it ended well it has done what it is for.
+    once: bool,
 }
 
 /// Programs of the image's own, one a line: a name, and the command.
@@ -62,6 +64,10 @@ const MAX_PROGRAMS: u64 = 16 * 1024;
 
 const AGENT: &str = "agent";
 const SHIM: &str = "shim";
+/// Hands the agent what whoever built the image put beside the data.
+const PRELOAD: &str = "preload";
+/// Where that is.
+const PRELOADED: &str = "/mnt/data/preload";
 /// Speaks for radios, with keys.
 const RADIO: &str = "radio";
 
@@ -252,7 +258,7 @@ impl Board {
     }
 
     /// A process ended; whose it was.
-    fn reaped(&mut self, pid: i32, how: &str) {
+    fn reaped(&mut self, pid: i32, well: bool, how: &str) {
         let now = self.now();
         if matches!(self.saver, Saver::Saving { pid: own, .. } if own == pid) {
             self.saver = Saver::Due(now + clock::SAVED_EVERY);
@@ -260,7 +266,7 @@ impl Board {
         }
         let Some(program) = self.programs.iter_mut().find(|it| it.unit.pid() == Some(pid)) else { return };
         let name = program.unit.name.clone();
-        if self.shutdown.is_some() {
+        if self.shutdown.is_some() || program.once && well {
             program.unit.state = State::Off;
             return;
         }
@@ -453,7 +459,7 @@ fn own() -> PathBuf {
 fn programs() -> Vec<Program> {
     let program = |name: &str, command: &[&str]| {
         let command: Vec<String> = command.iter().map(|&it| it.to_owned()).collect();
-        Path::new(&command[0]).exists().then(|| Program { unit: Unit::new(name), command })
+        Path::new(&command[0]).exists().then(|| Program { unit: Unit::new(name), command, once: false })
     };
     // Of whoever built the image: a driver's helper, a console.
     let text = files::read_text(PROGRAMS, MAX_PROGRAMS).unwrap_or_default();
@@ -472,6 +478,9 @@ fn programs() -> Vec<Program> {
         program(RADIO, &["/usr/sbin/wpa_supplicant", "-u"]).map(|it| Program { unit: Unit::off(RADIO), ..it }),
         program(SHIM, &[&own, "shim", "--run", RUN]),
         program(AGENT, &[&own, "agent", "--supervised", "--data", &data, "--run", RUN]),
+        program(PRELOAD, &[&own, "preload", PRELOADED, "--data", &data, "--run", RUN])
+            .filter(|_| Path::new(PRELOADED).exists())
+            .map(|it| Program { once: true, ..it }),
     ]
     .into_iter()
     .flatten()
@@ -482,7 +491,7 @@ fn programs() -> Vec<Program> {
 /// A name of an image's own program: it is a cgroup's too, and none of ours.
 fn is_name(name: &str) -> bool {
     let letters = name.bytes().all(|it| it.is_ascii_lowercase() || it.is_ascii_digit() || it == b'-');
-    letters && !["dbus", "network", RADIO, SHIM, AGENT].contains(&name)
+    letters && !["dbus", "network", RADIO, SHIM, AGENT, PRELOAD].contains(&name)
 }
 
 /// Processes of containers.
@@ -631,8 +640,10 @@ impl Ears {
 fn reap(board: &mut Board) {
     loop {
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(pid, code)) => board.reaped(pid.as_raw(), &format!("exit code {code}")),
-            Ok(WaitStatus::Signaled(pid, signal, _)) => board.reaped(pid.as_raw(), signal.as_str()),
+            Ok(WaitStatus::Exited(pid, code)) => {
+                board.reaped(pid.as_raw(), code == 0, &format!("exit code {code}"))
+            }
+            Ok(WaitStatus::Signaled(pid, signal, _)) => board.reaped(pid.as_raw(), false, signal.as_str()),
             Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return,
             Ok(_) | Err(Errno::EINTR) => {}
             Err(_) => return,

@@ -1,21 +1,5 @@
 # What a user relies on, asked on the board itself. One part for each boot; answers are lines "TEST BOOT NAME: VALUE".
-/usr/bin/busybox mkdir -p /tmp/bin && /usr/bin/busybox --install -s /tmp/bin
-export PATH=/tmp/bin:/usr/bin:/usr/sbin
-exec > /dev/console 2>&1
-boot=$(($(cat /mnt/state/test-boot 2> /dev/null || echo 0) + 1))
-echo $boot > /mnt/state/test-boot; sync
-say() { echo "TEST $boot $1"; }
-up() { cut -d ' ' -f 1 /proc/uptime; }
-cgroup() { cat /sys/fs/cgroup/system/$1/cgroup.procs; }
-# Waits for a word in the answer of a command, for a bounded time.
-until_says() { n=0; until $2 2> /dev/null | grep -q "$1"; do n=$((n + 1)); [ $n -gt 600 ] && return 1; sleep 0.2; done; }
-private() { awk '/^Private_[CD]/ { kib += $2 } END { print kib + 0 }' /proc/$1/smaps_rollup; }
-ticks() { cat /proc/1/stat /proc/$(cgroup shim)/stat /proc/$(cgroup agent)/stat | awk '{ sum += $14 + $15 } END { print sum }'; }
-# Without starting anything, so that what is measured is the board's own.
-until [ -S /run/coracle/agent.sock ]; do sleep 0.1; done
-say "agent: $(up)"
-say "lacks: $(tr '\n' ';' < /run/coracle-init/lacks)"
-cd /usr/share/board-test
+. /usr/share/board-test/common.sh
 
 case $boot in
 1)
@@ -28,6 +12,10 @@ case $boot in
   say "swap: $(grep -c zram /proc/swaps)"
   say "watchdog: $(cat /sys/class/watchdog/watchdog0/identity 2> /dev/null)"
   say "clock: $(date -u +%Y)"
+  until_says there 'coracle exec -p preloaded only echo there'
+  say "preloaded: $(coracle exec -p preloaded only echo there)"
+  say "preload left: $(ls -A /mnt/data/preload)"
+  coracle down -p preloaded > /tmp/out 2>&1 || cat /tmp/out
   until_says 'inet 10\.0\.2\.' 'ip -4 -o addr show'
   say "network: $(ls /sys/class/net | tr '\n' ' ')"
   say "address: $(ip -4 -o addr show | grep -o 'inet 10\.0\.2\.[0-9]*')"
@@ -39,7 +27,7 @@ case $boot in
   until_says three 'coracle exec three hostname'
   say "running: $(coracle ps --json | grep -o '"state":"running"' | wc -l)"
   say "network private: $(for pid in $(cgroup dbus) $(cgroup network); do private $pid; done | awk '{ sum += $1 } END { print sum }')"
-  say "private: $(($(private 1) + $(private $(cgroup shim)) + $(private $(cgroup agent))))"
+  say "private: $(private_of_ours)"
   say "network in services: $(coracle exec one wget -q -O - http://three:8080/ 2>&1)"
   say "limit: $(coracle exec two sh -c 'x=$(yes | head -c 60000000); echo alive' > /tmp/out 2>&1; grep -c alive /tmp/out)"
   say "others: $(coracle exec one echo there) $(coracle exec three echo there)"

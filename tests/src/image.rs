@@ -27,6 +27,8 @@ pub struct Image {
     config: Value,
     /// In OCI's words.
     architecture: &'static str,
+    /// In its layout's index.
+    name: Option<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -38,7 +40,7 @@ enum Layer {
 impl Image {
     /// One without layers.
     pub fn new() -> Self {
-        Self { layers: Vec::new(), config: json!({}), architecture: ARCHITECTURE }
+        Self { layers: Vec::new(), config: json!({}), architecture: ARCHITECTURE, name: None }
     }
 
     /// One with the static busybox of this machine as its shell and tools.
@@ -98,6 +100,13 @@ impl Image {
         self
     }
 
+    /// Names it in its layout.
+    #[must_use]
+    pub fn named(mut self, name: &str) -> Self {
+        self.name = Some(name.to_owned());
+        self
+    }
+
     /// Names another architecture than this machine's.
     #[must_use]
     pub fn architecture(mut self, architecture: &'static str) -> Self {
@@ -140,10 +149,13 @@ impl Image {
             "layers": layers,
         });
         let (digest, size) = put(&serde_json::to_vec(&manifest)?)?;
-        let index = json!({
+        let mut index = json!({
             "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",
             "manifests": [{"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest, "size": size}],
         });
+        if let Some(name) = &self.name {
+            index["manifests"][0]["annotations"] = json!({"org.opencontainers.image.ref.name": name});
+        }
         std::fs::write(folder.join("index.json"), serde_json::to_vec(&index)?)?;
         std::fs::write(folder.join("oci-layout"), r#"{"imageLayoutVersion": "1.0.0"}"#)?;
         Ok(())

@@ -7,7 +7,10 @@
 //! drivers/md/dm-log-writes.c): little endian, a super block in the first sector, then for each request a sector that
 //! describes it and its data.
 
+use crate::image::{Entry, Image};
 use anyhow::{Context, ensure};
+use coracle_runtime::image::digest_of;
+use serde_json::json;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -144,5 +147,54 @@ impl Record {
             self.file.read_exact_at(&mut bytes, request.data)?;
         }
         disk.write_all_at(&bytes, offset + request.at).context("writing a disk")
+    }
+}
+
+/// An image of a shell's and a layer of `name`'s own, with something of everything.
+pub fn image(base: Image, name: &str, release: usize) -> Image {
+    let mut files = vec![
+        Entry::Folder(format!("srv/{name}"), 0o750),
+        Entry::Owner(1000, 20),
+        Entry::Folder("kept".into(), 0o700),
+        Entry::File("kept/empty".into(), 0o600, Vec::new()),
+    ];
+    for number in 0..40_usize {
+        let bytes = digest_of(format!("{name} {number}").as_bytes()).repeat(1 + number * number).into_bytes();
+        files.push(Entry::File(format!("kept/{number}"), 0o640, bytes));
+    }
+    files.push(Entry::Hard("kept/again".into(), "kept/7".into()));
+    files.push(Entry::Link("kept/link".into(), "../srv".into()));
+    let mut image = base.layer(files);
+    if release > 1 {
+        image = image.layer(vec![Entry::File(format!("srv/{name}/release"), 0o644, vec![b'x'; 300_000])]);
+    }
+    image.with("Cmd", json!(["/bin/sh"]))
+}
+
+/// Numbers that look random (Marsaglia, Xorshift RNGs, 2003).
+pub struct Numbers(u64);
+
+impl Numbers {
+    /// The same seed gives the same numbers.
+    pub fn new(seed: u64) -> Self {
+        Self(seed.max(1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+    }
+
+    /// One from 0 up to and without `bound`.
+    pub fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % bound.max(1) as u64) as usize
+    }
+
+    /// What becomes of a write that no flush made safe; `clean`: the cache held them all.
+    pub fn fate(&mut self, clean: bool) -> Fate {
+        match self.below(6) {
+            _ if clean => Fate::Lost,
+            0 | 1 => Fate::Lost,
+            2 => Fate::Torn,
+            _ => Fate::Written,
+        }
     }
 }

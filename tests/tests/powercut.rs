@@ -4,13 +4,11 @@
 //! left them, and a second machine starts an agent on each. `CUTS=N` tries more of them, `SEED=N` others.
 
 use anyhow::{Context, ensure};
-use coracle_runtime::image::digest_of;
 use coracle_tests::board::{Board, run};
 use coracle_tests::guest::Guest;
-use coracle_tests::image::{Entry, Image};
+use coracle_tests::image::Image;
 use coracle_tests::needs;
-use coracle_tests::powercut::{Fate, Record};
-use serde_json::json;
+use coracle_tests::powercut::{Numbers, Record, image};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::fs::File;
@@ -88,39 +86,6 @@ while [ $cut -lt $COUNT ]; do
 done
 "#;
 
-/// An image of the shell and a layer of `name`'s own, with something of everything.
-fn image(name: &str, release: usize) -> anyhow::Result<Image> {
-    let mut files = vec![
-        Entry::Folder(format!("srv/{name}"), 0o750),
-        Entry::Owner(1000, 20),
-        Entry::Folder("kept".into(), 0o700),
-        Entry::File("kept/empty".into(), 0o600, Vec::new()),
-    ];
-    for number in 0..40_usize {
-        let bytes = digest_of(format!("{name} {number}").as_bytes()).repeat(1 + number * number).into_bytes();
-        files.push(Entry::File(format!("kept/{number}"), 0o640, bytes));
-    }
-    files.push(Entry::Hard("kept/again".into(), "kept/7".into()));
-    files.push(Entry::Link("kept/link".into(), "../srv".into()));
-    let mut image = Image::busybox()?.layer(files);
-    if release > 1 {
-        image = image.layer(vec![Entry::File(format!("srv/{name}/release"), 0o644, vec![b'x'; 300_000])]);
-    }
-    Ok(image.with("Cmd", json!(["/bin/sh"])))
-}
-
-/// Numbers that look random (Marsaglia, Xorshift RNGs, 2003).
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % bound.max(1) as u64) as usize
-    }
-}
-
 fn number(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).ok().and_then(|it| it.parse().ok()).unwrap_or(otherwise)
 }
@@ -172,7 +137,7 @@ fn whatever_a_power_cut_leaves_is_old_or_new_and_the_services_run() -> anyhow::R
     let mut board = Board::new()?;
     board.start_registry("")?;
     for (name, release) in [("one:1", 1), ("two:1", 1), ("one:2", 2)] {
-        board.push(&image(&name[..3], release)?, name)?;
+        board.push(&image(Image::busybox()?, &name[..3], release), name)?;
     }
     let given = board.path().join("given");
     std::fs::create_dir(&given)?;
@@ -199,7 +164,7 @@ fn whatever_a_power_cut_leaves_is_old_or_new_and_the_services_run() -> anyhow::R
 
     let record = Record::open(&record)?;
     let (count, seed) = (number("CUTS", CUTS), number("SEED", 1).max(1));
-    let mut numbers = Numbers(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let mut numbers = Numbers::new(seed);
     println!("{} flushes, {count} cuts, SEED={seed}", record.flushes());
     let (base, disk) = (File::open(&base)?, board.path().join("cuts"));
     let disks = File::create(&disk)?;
@@ -211,12 +176,7 @@ fn whatever_a_power_cut_leaves_is_old_or_new_and_the_services_run() -> anyhow::R
         let flush = usize::try_from(cut)? * record.flushes() / usize::try_from(count)? + numbers.below(share);
         let clean = cut % 3 == 0;
         copy_disk(&base, &disks, cut * DISK)?;
-        record.replay(&disks, cut * DISK, record.before_flush(flush), || match numbers.below(6) {
-            _ if clean => Fate::Lost,
-            0 | 1 => Fate::Lost,
-            2 => Fate::Torn,
-            _ => Fate::Written,
-        })?;
+        record.replay(&disks, cut * DISK, record.before_flush(flush), || numbers.fate(clean))?;
         cuts.push((flush, clean));
     }
     let script =

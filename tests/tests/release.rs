@@ -234,3 +234,36 @@ fn a_document_that_is_broken_is_put_aside_and_made_again() -> anyhow::Result<()>
     ensure!(board.data().join("target.reserve").metadata()?.len() > 100_000);
     Ok(())
 }
+
+#[test]
+fn what_is_preloaded_runs_without_a_registry_and_is_taken_once() -> anyhow::Result<()> {
+    needs!("nft", "busybox", "ip");
+    let board = Board::new()?;
+    let folder = board.path().join("preload");
+    Image::busybox()?.named("registry.test/app:9").write(&folder.join("images/app"))?;
+    let path = folder.display().to_string();
+    let compose = |text: &str| std::fs::write(folder.join("compose.yaml"), text);
+    board.start_agent()?;
+    // What cannot be taken is left for the next boot.
+    compose("name: demo\nservices: {web: {image: registry.test/app:9, pull_policy: never, colour: red}}\n")?;
+    let refused = board.output(&["preload", &path])?;
+    ensure!(
+        !refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("colour"),
+        "{refused:?}"
+    );
+    ensure!(folder.join("images/app").exists(), "the images are gone");
+    let right = "name: demo\nservices: {web: {image: registry.test/app:9, pull_policy: never, command: sleep 1000, network_mode: none, stop_grace_period: 0s}}\n";
+    compose(right)?;
+    // As after a power cut between two of its steps.
+    std::fs::create_dir_all(folder.join(".images-taken/other"))?;
+    board.coracle(&["preload", &path])?;
+    wait_for("the service", || Ok(board.service("web")?["state"] == "running"))?;
+    let left: Vec<_> = std::fs::read_dir(&folder)?.flatten().map(|entry| entry.file_name()).collect();
+    assert_eq!(left, ["compose.yaml"]);
+    // At the next boot what the owner decided since stays.
+    board.coracle(&["down", "-p", "demo"])?;
+    board.coracle(&["preload", &path])?;
+    let asked = board.output(&["ps", "-p", "demo"])?;
+    ensure!(String::from_utf8_lossy(&asked.stderr).contains("no project demo"), "it came back: {asked:?}");
+    Ok(())
+}

@@ -92,6 +92,17 @@ pub fn size(name: &str) -> anyhow::Result<()> {
     size::print(&build_with(name, "symbols")?)
 }
 
+/// The demo's program, static, for a board; its path.
+///
+/// # Errors
+/// As [`build`].
+pub fn hello(name: &str) -> anyhow::Result<PathBuf> {
+    let target = find(name)?;
+    let words = ["build", "--profile", "release", "--locked", "-p", "hello"];
+    finish(Chain::prepare()?.cargo(target, &words, Panic::Abort), &words)?;
+    Ok(Path::new("target").join(target.name).join("release/hello"))
+}
+
 fn build_with(name: &str, profile: &str) -> anyhow::Result<PathBuf> {
     let target = find(name)?;
     let chain = Chain::prepare()?;

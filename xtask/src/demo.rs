@@ -47,8 +47,10 @@ fn on_a_board(once: bool) -> anyhow::Result<()> {
     let mut board = Board::new()?;
     println!("starting a registry, pushing two images");
     board.start_registry("")?;
-    board.push(&image(&base, json!([format!("/{PROGRAM}"), "clock"]))?, "demo/clock:1")?;
-    board.push(&image(&base, json!([format!("/{PROGRAM}"), "page", "clock:80"]))?, "demo/page:1")?;
+    for (name, words) in [("clock", &["clock"][..]), ("page", &["page", "clock:80"])] {
+        let base = Image::new().archive(&base);
+        board.push(&image(base, Path::new("target/debug/hello"), words)?, &format!("demo/{name}:1"))?;
+    }
     board.compose(&std::fs::read_to_string("examples/compose.yaml").context("reading examples/compose.yaml")?)?;
     let command = wrapper(&board)?;
     println!("coracle up -d");
@@ -96,10 +98,16 @@ fn ask_and_take_down(board: &Board) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn image(base: &Path, command: serde_json::Value) -> anyhow::Result<Image> {
-    let program = std::fs::read("target/debug/hello").context("reading the built example")?;
+/// An image of the example's program on a base; `words`: what it is to do.
+///
+/// # Errors
+/// When the program cannot be read.
+pub fn image(base: Image, program: &Path, words: &[&str]) -> anyhow::Result<Image> {
+    let program = std::fs::read(program).context("reading the built example")?;
     let layer = vec![Entry::File(PROGRAM.into(), 0o755, program), Entry::Folder("var/notes".into(), 0o777)];
-    Ok(Image::new().archive(base).layer(layer).with("Entrypoint", command))
+    let command: Vec<String> =
+        [format!("/{PROGRAM}")].into_iter().chain(words.iter().map(|&it| it.to_owned())).collect();
+    Ok(base.layer(layer).with("Entrypoint", json!(command)))
 }
 
 /// A script that runs `coracle` on the demo's board from outside of its namespaces.

@@ -5,7 +5,6 @@ mod cross;
 mod debian;
 mod demo;
 mod edits;
-mod emulator;
 mod image;
 mod install;
 mod peers;
@@ -16,16 +15,21 @@ use anyhow::{Context, bail};
 use std::process::Command;
 
 const USAGE: &str =
-    "usage: cargo xtask test [--target NAME] | build [--target NAME] | size [--target NAME] | image --board SLUG | qemu --board SLUG | demo [--once] | bench NAME [--json FILE] | edits
+    "usage: cargo xtask test [--target NAME] | build [--target NAME] | size [--target NAME] | image --board SLUG | qemu --board SLUG | demo [--board SLUG] [--once] | bench NAME [--json FILE] | edits
 
   build   the static program for a kind of board, or for all; fetches the tools for it
   demo    a release of two services from a real registry, live; installs what it needs
           --once: without a terminal, asks both services, takes all down, fails when anything was wrong
+          --board: on that board in QEMU; the terminal is its console
   bench   a benchmark beside its peer: pull, start, up10, plan, idle, create, exec, oci; soak: creates and kills by
-          the thousand
+          the thousand; board --board SLUG: what a board needs, in QEMU
   size    what each crate adds to the program, for ARMv6 or another target
   image   a bootable disk image: --board SLUG [--add FOLDER], whose files are put into the root
+          [--preload FOLDER]: a project, and its images in the folder `images`, which start at the first boot
+          [--without-network]: without NetworkManager and what it needs
   qemu    boots a board's image in QEMU and asks it what a user relies on: --board SLUG
+          --without-suites: without the suites of tests that run there, which take minutes
+          --cuts N: instead, power that goes at N moments of each of first boot, pull, start, update and shutdown
   edits   what `cargo build` needs to be told for 32-bit boards, for those who build with tools of their own
   test    formatting, lints and every test of the workspace; installs what the tests need
           --target: unit and property tests of what goes onto a board, as its processor in QEMU";
@@ -57,7 +61,7 @@ fn main() -> anyhow::Result<()> {
             [flag, name] if flag == "--target" => cross::test(name),
             _ => bail!("{USAGE}"),
         },
-        Some("demo") => demo::run_demo(std::env::args().any(|argument| argument == "--once")),
+        Some("demo") => demonstrate(&std::env::args().skip(2).collect::<Vec<_>>()),
         Some("bench") => bench(&std::env::args().skip(2).collect::<Vec<_>>()),
         Some("build") => build(&std::env::args().skip(2).collect::<Vec<_>>()),
         Some("size") => match &std::env::args().skip(2).collect::<Vec<_>>()[..] {
@@ -98,12 +102,43 @@ fn emulate(arguments: &[String]) -> anyhow::Result<()> {
     }
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words[..] {
-        ["--board", slug] => qemu::test(image::board::find(slug)?, qemu::ALL),
+        ["--board", slug] => qemu::test::test(image::board::find(slug)?, qemu::test::ALL),
         ["--board", slug, "--without-suites"] => {
-            qemu::test(image::board::find(slug)?, qemu::Questions { suites: &[], ..qemu::ALL })
+            qemu::test::test(image::board::find(slug)?, qemu::test::Questions { suites: &[], ..qemu::test::ALL })
+        }
+        ["--board", slug, "--cuts", count] => {
+            qemu::cuts::cut(image::board::find(slug)?, count.parse().context("--cuts needs a number")?)
         }
         _ => bail!("{USAGE}"),
     }
+}
+
+/// The demo, here or on a board.
+fn demonstrate(arguments: &[String]) -> anyhow::Result<()> {
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let once = words.contains(&"--once");
+    match words.into_iter().filter(|&word| word != "--once").collect::<Vec<_>>()[..] {
+        [] => demo::run_demo(once),
+        ["--board", slug] => match qemu::cannot_run() {
+            Some(reason) => bail!("boards cannot be emulated here: {reason}"),
+            None => qemu::demo::run(image::board::find(slug)?, once),
+        },
+        _ => bail!("{USAGE}"),
+    }
+}
+
+/// What a board needs.
+fn bench_board(arguments: &[String]) -> anyhow::Result<()> {
+    if let Some(reason) = qemu::cannot_run() {
+        bail!("boards cannot be emulated here: {reason}");
+    }
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let (slug, json) = match words[..] {
+        ["--board", slug] => (slug, None),
+        ["--board", slug, "--json", file] => (slug, Some(file.as_ref())),
+        _ => bail!("{USAGE}"),
+    };
+    qemu::figures::bench(image::board::find(slug)?, json)
 }
 
 /// A disk image for a board.
@@ -114,6 +149,7 @@ fn image_of(arguments: &[String]) -> anyhow::Result<()> {
         match word.as_str() {
             "--board" => slug = words.next(),
             "--add" => options.add = Some(words.next().context("--add needs a folder")?.as_ref()),
+            "--preload" => options.preload = Some(words.next().context("--preload needs a folder")?.as_ref()),
             "--without-network" => options.network = false,
             _ => bail!("{word:?} is no option of image\n{USAGE}"),
         }
@@ -126,6 +162,9 @@ fn image_of(arguments: &[String]) -> anyhow::Result<()> {
 
 /// A benchmark beside its peer, in a release build.
 fn bench(arguments: &[String]) -> anyhow::Result<()> {
+    if let Some(("board", arguments)) = arguments.split_first().map(|(name, rest)| (name.as_str(), rest)) {
+        return bench_board(arguments);
+    }
     install::packages(TEST_PACKAGES)?;
     install::packages(demo::PACKAGES)?;
     install::packages(&["podman", "crun", "umoci"])?;
@@ -166,8 +205,8 @@ fn boards_if_possible() -> anyhow::Result<()> {
     cross::test("arm-unknown-linux-musleabihf")?;
     let (first, second) = (image::board::find("raspberry-pi")?, image::board::find("generic-armv7")?);
     // The suites take minutes on an emulated board: once is enough.
-    qemu::test(first, qemu::Questions { radio: false, ..qemu::ALL })?;
-    qemu::test(second, qemu::Questions { suites: &[], ..qemu::ALL })?;
+    qemu::test::test(first, qemu::test::Questions { radio: false, ..qemu::test::ALL })?;
+    qemu::test::test(second, qemu::test::Questions { suites: &[], ..qemu::test::ALL })?;
     image::compare(first)?;
     image::compare(second)
 }

@@ -184,6 +184,14 @@ const COMMANDS: &[About] = &[
         internal: false,
     },
     About {
+        name: "preload",
+        usage: "preload FOLDER",
+        line: "take the images of FOLDER/images and the project of FOLDER, once: for images of boards",
+        options: &[],
+        examples: &["coracle preload /mnt/data/preload"],
+        internal: false,
+    },
+    About {
         name: "images",
         usage: "images [--json]",
         line: "show the images of the store",
@@ -280,7 +288,16 @@ pub fn print(command: &str) -> Done {
     say!("{}\n\nusage: coracle {}\n", about.line, about.usage);
     let takes_project = !matches!(
         command,
-        "images" | "status" | "import" | "df" | "shutdown" | "completion" | "agent" | "shim" | "version"
+        "images"
+            | "status"
+            | "import"
+            | "preload"
+            | "df"
+            | "shutdown"
+            | "completion"
+            | "agent"
+            | "shim"
+            | "version"
     );
     let mut groups = vec![about.options];
     if takes_project {

@@ -7,6 +7,7 @@ mod config;
 mod exec;
 mod help;
 pub(crate) mod options;
+mod preload;
 mod progress;
 mod service;
 pub(crate) mod table;
@@ -142,6 +143,7 @@ fn run(command: &str, options: &Options) -> Done {
         "plan" => config::plan(options),
         "pull" => view::pull(options),
         "import" => view::import(options),
+        "preload" => preload::preload(options),
         "images" => view::images(options),
         "df" => view::df(options),
         "inspect" => view::inspect(options),

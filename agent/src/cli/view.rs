@@ -221,7 +221,7 @@ pub fn import(options: &Options) -> Done {
     result
 }
 
-fn show_pull(options: &Options, request: &Request) -> Done {
+pub fn show_pull(options: &Options, request: &Request) -> Done {
     let mut agent = Agent::ask(&options.paths, request)?;
     let live = std::io::stderr().is_terminal();
     while let Some(reply) = agent.answer()? {

@@ -19,7 +19,7 @@ const ROOT_MIB: u64 = 64;
 const STATE_MIB: u64 = 16;
 /// Of the data partition, until it grows on the board.
 const DATA_MIB: u64 = 64;
-/// QEMU's SD cards have a size that is a power of two.
+/// Of the smallest image. QEMU's SD cards have a size that is a power of two.
 const CARD_MIB: u64 = 512;
 
 /// Names that file systems are told, so that they do not roll dice; the board's own identity is made at its first boot.
@@ -33,6 +33,8 @@ pub struct Parts<'a> {
     pub boot: &'a Path,
     /// Root file system, for both slots.
     pub root: &'a Path,
+    /// Folder whose content is on the data partition, as `preload`.
+    pub preload: Option<&'a Path>,
     /// Partition table.
     pub table: Table,
     /// Seconds since 1970 that every time in it is.
@@ -47,9 +49,13 @@ pub fn write(parts: &Parts<'_>, work: &Path, image: &Path) -> anyhow::Result<()>
     let root_size = std::fs::metadata(parts.root)?.len();
     ensure!(root_size <= ROOT_MIB * MIB, "the root has {} MiB, a slot {ROOT_MIB}", root_size / MIB);
     let boot = fat(parts, work)?;
-    let state = ext4(work, "coracle-state", STATE_UUID, STATE_MIB, parts.epoch)?;
-    let data = ext4(work, "coracle-data", DATA_UUID, DATA_MIB, parts.epoch)?;
-    let sizes = [BOOT_MIB, ROOT_MIB, ROOT_MIB, STATE_MIB, DATA_MIB];
+    let state = ext4(work, "coracle-state", STATE_UUID, STATE_MIB, None, parts.epoch)?;
+    let content = parts.preload.map(|preload| preloaded(preload, work, parts.epoch)).transpose()?;
+    // Room for what is made from it, before the partition has grown.
+    let data_mib = content.as_ref().map_or(DATA_MIB, |(_, bytes)| DATA_MIB + 2 * bytes.div_ceil(MIB));
+    let content = content.as_ref().map(|(folder, _)| folder.as_path());
+    let data = ext4(work, "coracle-data", DATA_UUID, data_mib, content, parts.epoch)?;
+    let sizes = [BOOT_MIB, ROOT_MIB, ROOT_MIB, STATE_MIB, data_mib];
     let gap = match parts.table {
         Table::Gpt => 0,
         // In front of each logical partition is its table.
@@ -72,8 +78,7 @@ pub fn write(parts: &Parts<'_>, work: &Path, image: &Path) -> anyhow::Result<()>
         disk.seek(SeekFrom::Start(start * MIB))?;
         copy_sparse(file, &mut disk)?;
     }
-    ensure!(at < CARD_MIB, "{at} MiB do not fit on a card of {CARD_MIB}");
-    disk.set_len(CARD_MIB * MIB)?;
+    disk.set_len((at + 1).next_power_of_two().max(CARD_MIB) * MIB)?;
     disk.sync_all()?;
     Ok(std::fs::rename(beside, image)?)
 }
@@ -138,7 +143,44 @@ fn fat(parts: &Parts<'_>, work: &Path) -> anyhow::Result<PathBuf> {
     Ok(file)
 }
 
-fn ext4(work: &Path, label: &str, uuid: &str, mib: u64, epoch: u64) -> anyhow::Result<PathBuf> {
+/// The content of the data partition: a copy of what is to be preloaded; and its bytes.
+fn preloaded(preload: &Path, work: &Path, epoch: u64) -> anyhow::Result<(PathBuf, u64)> {
+    let folder = work.join("data");
+    std::fs::create_dir(&folder)?;
+    ensure!(preload.join("images").is_dir(), "{}: there is no folder `images` in it", preload.display());
+    let to = folder.join("preload");
+    run(Command::new("cp").args(["-R", "--no-preserve=all"]).arg(preload).arg(&to))?;
+    run(Command::new("find").arg(&folder).args(["-exec", "touch", "-h", "-d", &format!("@{epoch}"), "{}", "+"]))?;
+    let bytes = std::process::Command::new("du").args(["-s", "-B1"]).arg(&folder).output()?.stdout;
+    let bytes = String::from_utf8_lossy(&bytes).split_whitespace().next().and_then(|it| it.parse().ok());
+    Ok((folder, bytes.context("du")?))
+}
+
+/// The kernel's own time of change is copied from this machine; nothing else can set it.
+fn same_times(file: &Path, content: &Path, epoch: u64) -> anyhow::Result<()> {
+    let found = Command::new("find").arg(".").current_dir(content).output()?.stdout;
+    let mut commands = String::new();
+    for path in String::from_utf8(found)?.lines() {
+        let path = path.strip_prefix('.').context("a path")?;
+        ensure!(!path.contains(['"', '\\']), "{path}: a name without quotes, please");
+        let path = if path.is_empty() { "/" } else { path };
+        for (field, value) in [("ctime", format!("@{epoch}")), ("ctime_extra", "0".to_owned())] {
+            commands.push_str(&format!("set_inode_field \"{path}\" {field} {value}\n"));
+        }
+    }
+    let script = file.with_extension("debugfs");
+    std::fs::write(&script, commands)?;
+    run(Command::new("debugfs").arg("-w").arg("-f").arg(script).arg(file).stderr(Stdio::null()))
+}
+
+fn ext4(
+    work: &Path,
+    label: &str,
+    uuid: &str,
+    mib: u64,
+    content: Option<&Path>,
+    epoch: u64,
+) -> anyhow::Result<PathBuf> {
     let file = work.join(label);
     let _ = std::fs::remove_file(&file);
     File::create(&file)?.set_len(mib * MIB)?;
@@ -163,6 +205,8 @@ fn ext4(work: &Path, label: &str, uuid: &str, mib: u64, epoch: u64) -> anyhow::R
     ];
     let mut mke2fs = Command::new("mke2fs");
     mke2fs.env("E2FSPROGS_FAKE_TIME", epoch.to_string()).env("SOURCE_DATE_EPOCH", epoch.to_string());
-    run(mke2fs.args(words).arg(&file))?;
+    mke2fs.args(words).args(content.into_iter().flat_map(|content| [Path::new("-d"), content]));
+    run(mke2fs.arg(&file))?;
+    content.map_or(Ok(()), |content| same_times(&file, content, epoch))?;
     Ok(file)
 }

@@ -45,6 +45,8 @@ pub struct Image {
 pub struct Options<'a> {
     /// A folder whose files are put into the root on top.
     pub add: Option<&'a Path>,
+    /// A folder with a project and, in `images`, its images.
+    pub preload: Option<&'a Path>,
     /// NetworkManager, with what it needs.
     pub network: bool,
     /// Modules beside the board's own.
@@ -53,7 +55,7 @@ pub struct Options<'a> {
 
 impl Default for Options<'_> {
     fn default() -> Self {
-        Self { add: None, network: true, modules: &[] }
+        Self { add: None, preload: None, network: true, modules: &[] }
     }
 }
 
@@ -115,7 +117,11 @@ pub fn build(board: &Board, options: Options<'_>, name: &str) -> anyhow::Result<
     ];
     run(Command::new("mksquashfs").env_remove("SOURCE_DATE_EPOCH").arg(&tree).arg(&root).args(words))?;
     let disk = work.join("disk.img");
-    card::write(&card::Parts { boot: &boot, root: &root, table: board.table, epoch }, &work, &disk)?;
+    card::write(
+        &card::Parts { boot: &boot, root: &root, preload: options.preload, table: board.table, epoch },
+        &work,
+        &disk,
+    )?;
     Ok(Image {
         kernel: boot.join("vmlinuz"),
         ramdisk: boot.join("initrd.img"),

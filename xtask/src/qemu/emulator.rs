@@ -47,6 +47,25 @@ impl Emulator {
         Ok(Self { folder })
     }
 
+    /// A board with a disk, and more words for its kernel's command line; its console is not connected.
+    ///
+    /// # Errors
+    /// When QEMU has no loader.
+    pub fn board(&self, board: &Board, image: &Image, disk: &Disk<'_>, words: &str) -> anyhow::Result<Command> {
+        let (program, machine) = board.machine.split_first().context("a machine")?;
+        let mut command = self.command(program)?;
+        command.args(machine).arg("-kernel").arg(&image.kernel).arg("-initrd").arg(&image.ramdisk);
+        if let Some(tree) = &image.device_tree {
+            command.arg("-dtb").arg(tree);
+        }
+        let words = format!("{} {} loglevel=5 panic=10 {words}", board.command_line, board.emulated);
+        command.args(["-append", words.trim_end()]).args(TIME);
+        let drive = disk.drive();
+        command.args(board.disk.iter().map(|word| word.replace("DRIVE", &drive))).args(board.network);
+        command.args(["-display", "none", "-no-reboot"]);
+        Ok(command)
+    }
+
     fn command(&self, program: &str) -> anyhow::Result<Command> {
         let libraries = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"].map(|it| self.folder.join(it));
         let loader = libraries.iter().map(|it| it.join("ld-linux-x86-64.so.2")).find(|it| it.exists());
@@ -119,21 +138,11 @@ impl Running {
         disk: &Disk<'_>,
         words: &str,
     ) -> anyhow::Result<Self> {
-        let (program, machine) = board.machine.split_first().context("a machine")?;
-        let mut command = emulator.command(program)?;
-        command.args(machine).arg("-kernel").arg(&image.kernel).arg("-initrd").arg(&image.ramdisk);
-        if let Some(tree) = &image.device_tree {
-            command.arg("-dtb").arg(tree);
-        }
-        let words = format!("{} {} loglevel=5 panic=10 {words}", board.command_line, board.emulated);
-        command.args(["-append", words.trim_end()]).args(TIME);
-        let drive = disk.drive();
-        command.args(board.disk.iter().map(|word| word.replace("DRIVE", &drive))).args(board.network);
+        let mut command = emulator.board(board, image, disk, words)?;
         let monitor = disk.file.with_extension("monitor");
-        command.args(["-monitor", &format!("unix:{},server,nowait", monitor.display())]);
-        command.args(["-serial", "stdio", "-display", "none", "-no-reboot"]);
+        command.args(["-monitor", &format!("unix:{},server,nowait", monitor.display()), "-serial", "stdio"]);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
-        let mut child = command.spawn().with_context(|| format!("starting {program}"))?;
+        let mut child = command.spawn().context("starting QEMU")?;
         let output = child.stdout.take().context("a pipe")?;
         let (sender, lines) = channel();
         std::thread::spawn(move || {
