@@ -7,9 +7,9 @@ digest() { (cd $1 && find . | sort | while read -r file; do stat -c '%n %a %u %g
 layers() { for layer in /mnt/data/coracle/images/layers/*; do [ -d $layer ] && echo "$(basename $layer)=$(digest $layer)"; done | sort | tr '\n' ' '; }
 volume() { digest /mnt/data/coracle/volumes/cuts/kept/_data; }
 up_to() { REGISTRY=10.0.2.2:5000 RELEASE=$1 coracle up -d --plain-http 10.0.2.2:5000 -f cuts.yaml; }
-# Between the table of partitions and the first of them.
+# Between the table of partitions, or a loader, and the first of them.
 disk=$(grep ' /mnt/data ' /proc/mounts | cut -d ' ' -f 1 | sed -E 's/p?[0-9]+$//')
-mark() { printf '%-511s\n' "coracle-stage $1" | dd of=$disk bs=512 seek=1000 conv=notrunc,fsync 2> /dev/null; }
+mark() { printf '%-511s\n' "coracle-stage $1" | dd of=$disk bs=512 seek=2040 conv=notrunc,fsync 2> /dev/null; }
 until_says 'inet 10\.0\.2\.' 'ip -4 -o addr show'
 if grep -q test=record /proc/cmdline; then
   mark pull

@@ -28,4 +28,18 @@ case $boot in
   begun=$(ticks); sleep 60
   say "idle ticks: $(($(ticks) - begun))"
   kill -USR2 1; sleep 1000 ;;
+3)
+  # With less memory.
+  coracle down -p idle > /tmp/out 2>&1
+  say "up: $(REGISTRY=10.0.2.2:5000 coracle up -d --plain-http 10.0.2.2:5000 -f demo.yaml > /tmp/out 2>&1; echo $?)"
+  grep -v done /tmp/out
+  until_says 'The clock says' 'wget -q -O - http://127.0.0.1:8080/'
+  until_says 'inet 10\.0\.2\.' 'ip -4 -o addr show'
+  say "page: $(wget -q -O - http://127.0.0.1:8080/ | cut -d : -f 1)"
+  say "address: $(ip -4 -o addr show | grep -o 'inet 10\.0\.2\.[0-9]*')"
+  say "running: $(coracle ps --json | grep -o '"state":"running"' | wc -l)"
+  say "killed: $(dmesg | grep -c 'Out of memory')"
+  sleep 10
+  say "memory: $(grep MemTotal /proc/meminfo | tr -s ' ' | cut -d ' ' -f 2) $(grep MemAvailable /proc/meminfo | tr -s ' ' | cut -d ' ' -f 2)"
+  kill -USR2 1; sleep 1000 ;;
 esac

@@ -107,7 +107,7 @@ pub fn image(base: Image, program: &Path, words: &[&str]) -> anyhow::Result<Imag
     let layer = vec![Entry::File(PROGRAM.into(), 0o755, program), Entry::Folder("var/notes".into(), 0o777)];
     let command: Vec<String> =
         [format!("/{PROGRAM}")].into_iter().chain(words.iter().map(|&it| it.to_owned())).collect();
-    Ok(base.layer(layer).with("Entrypoint", json!(command)))
+    Ok(base.layer(layer).with("Entrypoint", json!(command)).with("Cmd", json!([])))
 }
 
 /// A script that runs `coracle` on the demo's board from outside of its namespaces.

@@ -11,6 +11,23 @@ pub enum Table {
     Gpt,
 }
 
+/// How the kernel is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// As files of the boot partition, which the board's own loader reads; QEMU is given them.
+    Files,
+    /// The same, and QEMU runs that loader from the disk; nobody can add words to the kernel's command line.
+    Loader,
+    /// By firmware (UEFI), as one program: systemd's stub in Debian's package, and where firmware looks for programs of
+    /// this architecture (UEFI specification, section 3.5.1.1).
+    Uefi {
+        /// Below `/usr/lib/systemd/boot/efi`.
+        stub: &'static str,
+        /// On the boot partition.
+        program: &'static str,
+    },
+}
+
 /// A board, or a family that one image fits.
 #[derive(Debug)]
 pub struct Board {
@@ -24,9 +41,11 @@ pub struct Board {
     pub target: &'static str,
     /// Partition table.
     pub table: Table,
+    /// How the kernel is found.
+    pub start: Start,
     /// Device trees in the kernel's package, by the beginning of their names; the first is the emulated machine's.
     pub device_trees: &'static [&'static str],
-    /// Drivers of what the root may be on, for the initial ramdisk.
+    /// Drivers of what the root may be on, for the initial ramdisk; the root has them too.
     pub early: &'static [&'static str],
     /// Modules of the root: names, and folders that end with a slash.
     pub modules: &'static [&'static str],
@@ -35,7 +54,9 @@ pub struct Board {
     pub firmware: &'static [(&'static str, &'static str)],
     /// What its first code reads from the boot partition: Debian's package, a file of it, and its name there.
     pub loader: &'static [(&'static str, &'static str, &'static str)],
-    /// The loader's settings: a file of the boot partition, and its text.
+    /// A loader that lies before the first partition: Debian's package, its file, and the place on the disk in bytes.
+    pub raw: Option<(&'static str, &'static str, u64)>,
+    /// The loader's settings: a file of the boot partition, and its text, with `WORDS` for the command line.
     pub loader_settings: Option<(&'static str, &'static str)>,
     /// What the kernel wants of modules.
     pub signatures: Signatures,
@@ -43,7 +64,13 @@ pub struct Board {
     pub command_line: &'static str,
     /// More of it in QEMU.
     pub emulated: &'static str,
-    /// QEMU's program and words for the machine.
+    /// Its watchdog works when it is emulated.
+    pub watchdog_works: bool,
+    /// The least memory in MiB that its image is tried with, where QEMU lets it be chosen.
+    pub least_memory_mib: Option<u32>,
+    /// Debian's packages with QEMU and firmware for it.
+    pub emulator: &'static [&'static str],
+    /// QEMU's program and words for the machine; `SHARE` stands for the packages' `/usr/share`.
     pub machine: &'static [&'static str],
     /// Words for its disk, with `DRIVE` in place of what it is.
     pub disk: &'static [&'static str],
@@ -78,12 +105,13 @@ pub const BOARDS: &[Board] = &[
         kernel: "linux-image-rpi",
         target: "arm-unknown-linux-musleabihf",
         table: Table::Mbr,
+        start: Start::Files,
         device_trees: &["bcm2835-rpi-a-plus.dtb", "bcm2835-rpi-"],
         early: &["squashfs", "ext4", "crc32c_generic", "sdhci_iproc", "bcm2835", "sdhci_pltfm", "mmc_block"],
         modules: &[
-            "crc32c_generic", "ext4", "drivers/net/usb/", "usb_storage", "raspberrypi_hwmon",
-            "drivers/i2c/busses/", "i2c_dev", "drivers/spi/", "bcm2835_wdt", "bcm2835_rng", "drivers/gpio/",
-            "brcmfmac", "drivers/bluetooth/", "rtl8xxxu", "rtl8192cu", "ath9k_htc",
+            "drivers/net/usb/", "usb_storage", "raspberrypi_hwmon", "drivers/i2c/busses/", "i2c_dev",
+            "drivers/spi/", "bcm2835_wdt", "bcm2835_rng", "drivers/gpio/", "brcmfmac", "drivers/bluetooth/",
+            "rtl8xxxu", "rtl8192cu", "ath9k_htc",
         ],
         firmware: &[
             // The radio of the Zero W, and its settings.
@@ -100,6 +128,7 @@ pub const BOARDS: &[Board] = &[
             ("raspi-firmware", "usr/lib/raspi-firmware/fixup.dat", "fixup.dat"),
             ("raspi-firmware", "usr/share/doc/raspi-firmware/copyright", "LICENCE.firmware"),
         ],
+        raw: None,
         // Device trees by the kernel's own names (documentation of the firmware, config.txt).
         loader_settings: Some((
             "config.txt",
@@ -109,6 +138,9 @@ pub const BOARDS: &[Board] = &[
         command_line: "console=ttyAMA0,115200 psi=1 cgroup_enable=memory",
         // A register that it lacks; and its watchdog resets at once when it is opened.
         emulated: "initcall_blacklist=bcm2835_power_driver_init coracle.watchdog=0",
+        watchdog_works: false,
+        least_memory_mib: None,
+        emulator: &["qemu-system-arm"],
         machine: &["qemu-system-arm", "-M", "raspi1ap"],
         disk: &["-drive", "DRIVE,if=sd"],
         network: &["-netdev", "user,id=n0", "-device", "usb-net,netdev=n0"],
@@ -119,21 +151,128 @@ pub const BOARDS: &[Board] = &[
         kernel: "linux-image-armmp",
         target: "armv7-unknown-linux-musleabihf",
         table: Table::Gpt,
+        start: Start::Files,
         device_trees: &[],
         early: &["squashfs", "ext4", "crc32c_generic", "virtio_mmio", "virtio_blk", "mmc_block", "sunxi_mmc"],
         modules: &[
-            "crc32c_generic", "ext4", "virtio_mmio", "virtio_blk", "virtio_net", "virtio_console", "virtio_rng",
-            "drivers/net/usb/", "usb_storage", "i2c_dev", "sunxi_wdt", "rtl8xxxu", "ath9k_htc",
+            "virtio_net", "virtio_console", "virtio_rng", "drivers/net/usb/", "usb_storage", "i2c_dev",
+            "sunxi_wdt", "rtl8xxxu", "ath9k_htc",
         ],
         firmware: &[("firmware-realtek", "rtlwifi/rtl8*u*"), ("firmware-ath9k-htc", "ath9k_htc/htc_*")],
         loader: &[],
+        raw: None,
         loader_settings: None,
         signatures: Signatures::LeftOut,
         command_line: "console=ttyAMA0,115200 psi=1 gpt",
         emulated: "",
+        watchdog_works: false,
+        least_memory_mib: Some(64),
+        emulator: &["qemu-system-arm"],
         machine: &["qemu-system-arm", "-M", "virt", "-cpu", "cortex-a7", "-m", "128"],
         disk: &["-drive", "DRIVE,if=none,id=d0", "-device", "virtio-blk-device,drive=d0"],
         network: &["-netdev", "user,id=n0", "-device", "virtio-net-device,netdev=n0"],
+    },
+    Board {
+        slug: "orange-pi-pc",
+        architecture: "armhf",
+        kernel: "linux-image-armmp",
+        target: "armv7-unknown-linux-musleabihf",
+        table: Table::Mbr,
+        start: Start::Loader,
+        device_trees: &["sun8i-h3-orangepi-pc.dtb"],
+        early: &["squashfs", "ext4", "crc32c_generic", "mmc_block", "sunxi_mmc"],
+        modules: &[
+            "dwmac_sun8i", "sunxi_wdt", "i2c_mv64xxx", "spi_sun6i", "sun8i_thermal", "drivers/net/usb/",
+            "usb_storage", "i2c_dev", "rtl8xxxu", "ath9k_htc",
+        ],
+        firmware: &[("firmware-realtek", "rtlwifi/rtl8*u*"), ("firmware-ath9k-htc", "ath9k_htc/htc_*")],
+        loader: &[("u-boot-sunxi", "usr/share/doc/u-boot-sunxi/copyright", "LICENCE.u-boot")],
+        // Debian has none for this very board; its sister differs by what is soldered on beside.
+        raw: Some(("u-boot-sunxi", "usr/lib/u-boot/orangepi_pc_plus/u-boot-sunxi-with-spl.bin", 8192)),
+        loader_settings: Some((
+            "extlinux/extlinux.conf",
+            "default coracle\nlabel coracle\n\tkernel /vmlinuz\n\tinitrd /initrd.img\n\tfdt /sun8i-h3-orangepi-pc.dtb\n\tappend WORDS\n",
+        )),
+        signatures: Signatures::LeftOut,
+        command_line: "console=ttyS0,115200 psi=1",
+        emulated: "",
+        watchdog_works: true,
+        least_memory_mib: None,
+        emulator: &["qemu-system-arm"],
+        machine: &["qemu-system-arm", "-M", "orangepi-pc"],
+        disk: &["-drive", "DRIVE,if=sd"],
+        network: &["-nic", "user"],
+    },
+    Board {
+        slug: "generic-aarch64",
+        architecture: "arm64",
+        kernel: "linux-image-arm64",
+        target: "aarch64-unknown-linux-musl",
+        table: Table::Gpt,
+        start: Start::Uefi { stub: "linuxaa64.efi.stub", program: "BOOTAA64.EFI" },
+        device_trees: &[],
+        early: &[
+            "squashfs", "ext4", "crc32c_generic", "virtio_mmio", "virtio_pci", "virtio_blk", "mmc_block",
+            "sdhci_pci", "sdhci_iproc", "nvme", "ahci", "sd_mod", "usb_storage", "uas", "xhci_pci",
+        ],
+        modules: &[
+            "virtio_net", "virtio_console", "virtio_rng", "e1000e", "igb", "igc", "r8169", "drivers/net/usb/",
+            "i2c_dev", "rtl8xxxu", "ath9k_htc", "qemu_fw_cfg",
+        ],
+        firmware: &[("firmware-realtek", "rtlwifi/rtl8*u*"), ("firmware-ath9k-htc", "ath9k_htc/htc_*")],
+        loader: &[],
+        raw: None,
+        loader_settings: None,
+        signatures: Signatures::Kept,
+        command_line: "console=ttyAMA0,115200 psi=1",
+        emulated: "",
+        watchdog_works: false,
+        least_memory_mib: None,
+        emulator: &["qemu-system-arm", "qemu-efi-aarch64"],
+        machine: &[
+            "qemu-system-aarch64",
+            "-M",
+            "virt",
+            "-cpu",
+            "cortex-a53",
+            "-m",
+            "256",
+            "-bios",
+            "SHARE/qemu-efi-aarch64/QEMU_EFI.fd",
+        ],
+        disk: &["-drive", "DRIVE,if=none,id=d0", "-device", "virtio-blk-pci,drive=d0"],
+        network: &["-netdev", "user,id=n0", "-device", "virtio-net-pci,netdev=n0,romfile="],
+    },
+    Board {
+        slug: "generic-amd64",
+        architecture: "amd64",
+        kernel: "linux-image-amd64",
+        target: "x86_64-unknown-linux-musl",
+        table: Table::Gpt,
+        start: Start::Uefi { stub: "linuxx64.efi.stub", program: "BOOTX64.EFI" },
+        device_trees: &[],
+        early: &[
+            "squashfs", "ext4", "crc32c_generic", "virtio_pci", "virtio_blk", "mmc_block", "sdhci_pci",
+            "sdhci_acpi", "nvme", "ahci", "ata_piix", "sd_mod", "usb_storage", "uas", "xhci_pci", "ehci_pci",
+        ],
+        modules: &[
+            "virtio_net", "virtio_console", "virtio_rng", "e1000", "e1000e", "igb", "igc", "r8169",
+            "drivers/net/usb/", "i2c_dev", "i2c_i801", "rtl8xxxu", "ath9k_htc", "iTCO_wdt", "sp5100_tco",
+            "qemu_fw_cfg",
+        ],
+        firmware: &[("firmware-realtek", "rtlwifi/rtl8*u*"), ("firmware-ath9k-htc", "ath9k_htc/htc_*")],
+        loader: &[],
+        raw: None,
+        loader_settings: None,
+        signatures: Signatures::Kept,
+        command_line: "console=tty0 console=ttyS0,115200 psi=1",
+        emulated: "",
+        watchdog_works: false,
+        least_memory_mib: None,
+        emulator: &["qemu-system-x86", "ovmf"],
+        machine: &["qemu-system-x86_64", "-M", "q35", "-m", "256", "-bios", "SHARE/ovmf/OVMF.fd"],
+        disk: &["-drive", "DRIVE,if=none,id=d0", "-device", "virtio-blk-pci,drive=d0"],
+        network: &["-netdev", "user,id=n0", "-device", "virtio-net-pci,netdev=n0,romfile="],
     },
 ];
 

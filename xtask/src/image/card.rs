@@ -35,6 +35,8 @@ pub struct Parts<'a> {
     pub root: &'a Path,
     /// Folder whose content is on the data partition, as `preload`.
     pub preload: Option<&'a Path>,
+    /// A loader before the first partition, and its place in bytes.
+    pub raw: Option<(&'a Path, u64)>,
     /// Partition table.
     pub table: Table,
     /// Seconds since 1970 that every time in it is.
@@ -73,6 +75,12 @@ pub fn write(parts: &Parts<'_>, work: &Path, image: &Path) -> anyhow::Result<()>
     // The table ends here; the rest of the card is room to grow.
     disk.set_len((at + 1) * MIB)?;
     sfdisk(parts.table, &starts, &sizes, &beside)?;
+    if let Some((loader, place)) = parts.raw {
+        let end = place + std::fs::metadata(loader)?.len();
+        ensure!(end <= starts[0] * MIB, "{} ends in the first partition", loader.display());
+        disk.seek(SeekFrom::Start(place))?;
+        copy_sparse(loader, &mut disk)?;
+    }
     let files: [&Path; 5] = [&boot, parts.root, parts.root, &state, &data];
     for (file, start) in files.into_iter().zip(starts) {
         disk.seek(SeekFrom::Start(start * MIB))?;

@@ -11,11 +11,12 @@ pub mod board;
 mod card;
 mod ramdisk;
 mod root;
+mod unified;
 
 use crate::debian::{Suites, run};
 use crate::{cross, install};
 use anyhow::Context;
-use board::Board;
+use board::{Board, Start};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -77,9 +78,23 @@ pub fn build(board: &Board, options: Options<'_>, name: &str) -> anyhow::Result<
     let epoch = epoch()?;
     let boot = work.join("boot");
     std::fs::create_dir(&boot)?;
-    std::fs::copy(&kernel.image, boot.join("vmlinuz"))?;
-    std::fs::write(boot.join("initrd.img"), ramdisk(board, &program, &kernel, &work.join("ramdisk"))?)?;
-    std::fs::write(boot.join("cmdline.txt"), format!("{}\n", board.command_line))?;
+    let ramdisk = ramdisk(board, &program, &kernel, &work.join("ramdisk"))?;
+    match board.start {
+        Start::Files | Start::Loader => {
+            std::fs::copy(&kernel.image, boot.join("vmlinuz"))?;
+            std::fs::write(boot.join("initrd.img"), ramdisk)?;
+            std::fs::write(boot.join("cmdline.txt"), format!("{}\n", board.command_line))?;
+        }
+        Start::Uefi { stub, program } => {
+            let stub = unpacked(&suites, &folder, "systemd-boot-efi")?.join("usr/lib/systemd/boot/efi").join(stub);
+            let stub = std::fs::read(&stub).with_context(|| stub.display().to_string())?;
+            let kernel = std::fs::read(&kernel.image)?;
+            let sections: [(&str, &[u8]); 3] =
+                [(".cmdline", board.command_line.as_bytes()), (".linux", &kernel), (".initrd", &ramdisk)];
+            std::fs::create_dir_all(boot.join("EFI/BOOT"))?;
+            std::fs::write(boot.join("EFI/BOOT").join(program), unified::join(&stub, &sections)?)?;
+        }
+    }
     std::fs::write(boot.join("device-type.json"), format!("{{\"slug\":\"{}\"}}\n", board.slug))?;
     std::fs::create_dir(boot.join("system-connections"))?;
     for (package, file, name) in board.loader {
@@ -87,8 +102,14 @@ pub fn build(board: &Board, options: Options<'_>, name: &str) -> anyhow::Result<
         std::fs::copy(&from, boot.join(name)).with_context(|| from.display().to_string())?;
     }
     if let Some((name, text)) = board.loader_settings {
-        std::fs::write(boot.join(name), text)?;
+        let path = boot.join(name);
+        std::fs::create_dir_all(path.parent().context("a folder")?)?;
+        std::fs::write(path, text.replace("WORDS", board.command_line))?;
     }
+    let raw = match board.raw {
+        Some((package, file, place)) => Some((unpacked(&suites, &folder, package)?.join(file), place)),
+        None => None,
+    };
     for tree in device_trees(board, &kernel)? {
         std::fs::copy(kernel.trees.join(&tree), boot.join(&tree))?;
     }
@@ -118,7 +139,14 @@ pub fn build(board: &Board, options: Options<'_>, name: &str) -> anyhow::Result<
     run(Command::new("mksquashfs").env_remove("SOURCE_DATE_EPOCH").arg(&tree).arg(&root).args(words))?;
     let disk = work.join("disk.img");
     card::write(
-        &card::Parts { boot: &boot, root: &root, preload: options.preload, table: board.table, epoch },
+        &card::Parts {
+            boot: &boot,
+            root: &root,
+            preload: options.preload,
+            raw: raw.as_ref().map(|(file, place)| (file.as_path(), *place)),
+            table: board.table,
+            epoch,
+        },
         &work,
         &disk,
     )?;

@@ -120,8 +120,14 @@ pub fn make(parts: &Parts<'_>, root: &Path) -> anyhow::Result<()> {
     tree.configuration(parts)?;
     let release = parts.modules.file_name().context("a release")?;
     let radio: &[&str] = if parts.network { RADIO } else { &[] };
-    let wanted: Vec<&str> =
-        COMMON.iter().chain(radio).chain(parts.board.modules).chain(parts.more).copied().collect();
+    let wanted: Vec<&str> = COMMON
+        .iter()
+        .chain(radio)
+        .chain(parts.board.early)
+        .chain(parts.board.modules)
+        .chain(parts.more)
+        .copied()
+        .collect();
     let chosen = coracle_tests::modules::choose(parts.modules, &wanted, EARLY)?;
     let place = PathBuf::from("usr/lib/modules").join(release);
     coracle_tests::modules::copy(parts.modules, &chosen, parts.board.signatures, &root.join(&place))?;

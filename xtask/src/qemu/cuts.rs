@@ -6,7 +6,7 @@
 
 use super::emulator::Disk;
 use super::{Answers, Given, Lab, outside};
-use crate::image::board::Board;
+use crate::image::board::{Board, Start};
 use anyhow::{Context, bail, ensure};
 use coracle_tests::powercut::{Fate, Numbers, Record, image};
 use std::fs::File;
@@ -36,6 +36,7 @@ struct Cut {
 /// # Errors
 /// Boards that do not come up right.
 pub fn cut(board: &'static Board, count: usize) -> anyhow::Result<()> {
+    ensure!(board.start != Start::Loader, "{}: its kernel cannot be told which boot is recorded", board.slug);
     let given = Given { name: "cuts", script: include_str!("../../../tests/qemu/cuts.sh"), modules: &[] };
     let lab = Lab::new(board, given, |_, _, share| {
         Ok(std::fs::write(share.join("cuts.yaml"), include_str!("../../../tests/qemu/cuts.yaml"))?)

@@ -2,7 +2,7 @@
 
 use crate::debian::Suites;
 use crate::image::Image;
-use crate::image::board::Board;
+use crate::image::board::{Board, Start};
 use anyhow::{Context, bail};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -11,8 +11,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-/// The version of QEMU in Debian stable: older ones hang with these machines at times.
-const QEMU: &str = "target/image/qemu";
+/// Where QEMU is unpacked, in the version of Debian stable: older ones hang with these machines at times.
+const FOLDER: &str = "target/image/qemu";
 
 /// Where an installed QEMU has its modules.
 const INSTALLED: &str = "/usr/lib/x86_64-linux-gnu/qemu";
@@ -35,13 +35,13 @@ impl Emulator {
     ///
     /// # Errors
     /// When it cannot be fetched.
-    pub fn fetch() -> anyhow::Result<Self> {
-        let folder = std::path::absolute(QEMU)?;
+    pub fn fetch(board: &Board) -> anyhow::Result<Self> {
+        let folder = std::path::absolute(FOLDER)?.join(board.emulator.join("+"));
         let stamp = folder.with_extension("unpacked");
         if !stamp.exists() {
-            println!("fetching QEMU");
+            println!("fetching {}", board.emulator.join(" "));
             let suites = Suites::open_for(&folder.with_extension("debian"), &["stable"], Some("amd64"))?;
-            suites.unpack_all(&["qemu-system-arm"], &folder)?;
+            suites.unpack_all(board.emulator, &folder)?;
             std::fs::write(stamp, "")?;
         }
         Ok(Self { folder })
@@ -51,17 +51,33 @@ impl Emulator {
     ///
     /// # Errors
     /// When QEMU has no loader.
-    pub fn board(&self, board: &Board, image: &Image, disk: &Disk<'_>, words: &str) -> anyhow::Result<Command> {
+    pub fn board(&self, posed: Posed<'_>, disk: &Disk<'_>, words: &str) -> anyhow::Result<Command> {
+        let Posed { board, image, memory_mib } = posed;
         let (program, machine) = board.machine.split_first().context("a machine")?;
         let mut command = self.command(program)?;
-        command.args(machine).arg("-kernel").arg(&image.kernel).arg("-initrd").arg(&image.ramdisk);
-        if let Some(tree) = &image.device_tree {
-            command.arg("-dtb").arg(tree);
+        let share = self.folder.join("usr/share").display().to_string();
+        command.args(machine.iter().map(|word| word.replace("SHARE", &share))).args(TIME);
+        let words = format!("{} loglevel=5 panic=10 {words}", board.emulated);
+        match board.start {
+            Start::Files => {
+                command.arg("-kernel").arg(&image.kernel).arg("-initrd").arg(&image.ramdisk);
+                if let Some(tree) = &image.device_tree {
+                    command.arg("-dtb").arg(tree);
+                }
+                command.args(["-append", format!("{} {words}", board.command_line).trim_end()]);
+            }
+            Start::Loader => {}
+            // systemd-stub(7): more words for the kernel, from who makes the virtual machine.
+            Start::Uefi { .. } => {
+                let words = format!("type=11,value=io.systemd.stub.kernel-cmdline-extra={}", words.trim());
+                command.args(["-smbios", &words]);
+            }
         }
-        let words = format!("{} {} loglevel=5 panic=10 {words}", board.command_line, board.emulated);
-        command.args(["-append", words.trim_end()]).args(TIME);
         let drive = disk.drive();
         command.args(board.disk.iter().map(|word| word.replace("DRIVE", &drive))).args(board.network);
+        if let Some(memory) = memory_mib {
+            command.args(["-m", &memory.to_string()]);
+        }
         command.args(["-display", "none", "-no-reboot"]);
         Ok(command)
     }
@@ -85,6 +101,17 @@ impl Emulator {
         command.env("QEMU_MODULE_DIR", self.folder.join("usr/lib/x86_64-linux-gnu/qemu"));
         Ok(command)
     }
+}
+
+/// What QEMU poses as.
+#[derive(Debug, Clone, Copy)]
+pub struct Posed<'a> {
+    /// The board.
+    pub board: &'a Board,
+    /// What is on it.
+    pub image: &'a Image,
+    /// Other than the board's usual memory.
+    pub memory_mib: Option<u32>,
 }
 
 /// The disk of a board.
@@ -131,14 +158,8 @@ impl Running {
     ///
     /// # Errors
     /// When QEMU does not start.
-    pub fn start(
-        emulator: &Emulator,
-        board: &Board,
-        image: &Image,
-        disk: &Disk<'_>,
-        words: &str,
-    ) -> anyhow::Result<Self> {
-        let mut command = emulator.board(board, image, disk, words)?;
+    pub fn start(emulator: &Emulator, posed: Posed<'_>, disk: &Disk<'_>, words: &str) -> anyhow::Result<Self> {
+        let mut command = emulator.board(posed, disk, words)?;
         let monitor = disk.file.with_extension("monitor");
         command.args(["-monitor", &format!("unix:{},server,nowait", monitor.display()), "-serial", "stdio"]);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());

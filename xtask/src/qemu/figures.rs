@@ -28,7 +28,7 @@ pub fn bench(board: &'static Board, json: Option<&Path>) -> anyhow::Result<()> {
     let slot = image::build(board, Options::default(), "image")?.root_bytes;
     let bare = image::build(board, Options { network: false, ..Options::default() }, "bare")?.root_bytes;
     let given = Given { name: "figures", script: include_str!("../../../tests/qemu/figures.sh"), modules: &[] };
-    let lab = Lab::new(board, given, |_, _, share| {
+    let mut lab = Lab::new(board, given, |_, _, share| {
         std::fs::write(share.join("idle.yaml"), include_str!("../../../tests/qemu/idle.yaml"))?;
         demo::compose(share)
     })?;
@@ -43,6 +43,20 @@ pub fn bench(board: &'static Board, json: Option<&Path>) -> anyhow::Result<()> {
         let second = lab.boot(2, &card, "", LONGEST)?;
         let right = is(&second.answers, "up", "0").and_then(|()| number(&second.answers, "private"));
         right.with_context(|| second.said.join("\n"))?;
+        if let Some(memory) = board.least_memory_mib {
+            lab.memory_mib = Some(memory);
+            let third = lab.boot(3, &card, "", LONGEST)?;
+            for (name, wanted) in [
+                ("lacks", ""),
+                ("up", "0"),
+                ("page", "Hello from a container. The clock says"),
+                ("address", "inet 10.0.2.15"),
+                ("running", "2"),
+                ("killed", "0"),
+            ] {
+                is(&third.answers, name, wanted).with_context(|| third.said.join("\n"))?;
+            }
+        }
         Ok(second.answers)
     })?;
     let figures = serde_json::json!({
@@ -55,6 +69,7 @@ pub fn bench(board: &'static Board, json: Option<&Path>) -> anyhow::Result<()> {
         "private_mib": number(&answers, "private")? / 1024.0,
         "network_private_mib": number(&answers, "network private")? / 1024.0,
         "available_mib": number(&answers, "available")? / 1024.0,
+        "least_memory_mib": board.least_memory_mib,
         "idle_cpu_percent": number(&answers, "idle ticks")? / TICKS / IDLE_S * 100.0,
     });
     let text = serde_json::to_string_pretty(&figures)?;

@@ -12,7 +12,7 @@ use crate::image::{self, Image, Options};
 use anyhow::{Context, ensure};
 use coracle_tests::board::Board as Outside;
 use coracle_tests::image::Image as ContainerImage;
-use emulator::{Disk, Emulator, Running};
+use emulator::{Disk, Emulator, Posed, Running};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -51,6 +51,8 @@ pub struct Lab {
     pub parts: Parts,
     /// The image.
     pub image: Image,
+    /// Memory of the next boots, where it is not the board's usual.
+    pub memory_mib: Option<u32>,
     emulator: Emulator,
     folder: PathBuf,
 }
@@ -106,7 +108,7 @@ impl Lab {
             ..Options::default()
         };
         let image = image::build(board, options, given.name)?;
-        Ok(Self { parts, image, emulator: Emulator::fetch()?, folder })
+        Ok(Self { parts, image, memory_mib: None, emulator: Emulator::fetch(board)?, folder })
     }
 
     /// A card with the image.
@@ -133,7 +135,7 @@ impl Lab {
 
     fn boot_recorded(&self, boot: u32, disk: &Disk<'_>, words: &str, longest: Duration) -> anyhow::Result<Heard> {
         let begun = Instant::now();
-        let mut running = Running::start(&self.emulator, self.parts.board, &self.image, disk, words)?;
+        let mut running = Running::start(&self.emulator, self.posed(), disk, words)?;
         let ended = running.hear(longest);
         let said = std::mem::take(&mut running.said);
         std::fs::write(disk.file.with_extension(format!("boot{boot}.log")), said.join("\n"))?;
@@ -159,13 +161,13 @@ impl Lab {
     /// When QEMU does not start, or fails.
     pub fn talk(&self, card: &Path) -> anyhow::Result<()> {
         let disk = Disk { file: card, record: None };
-        let status = self
-            .emulator
-            .board(self.parts.board, &self.image, &disk, "")?
-            .args(["-serial", "mon:stdio"])
-            .status()?;
+        let status = self.emulator.board(self.posed(), &disk, "")?.args(["-serial", "mon:stdio"]).status()?;
         ensure!(status.success(), "QEMU ended with {status}");
         Ok(())
+    }
+
+    fn posed(&self) -> Posed<'_> {
+        Posed { board: self.parts.board, image: &self.image, memory_mib: self.memory_mib }
     }
 
     fn folder_name(&self) -> String {

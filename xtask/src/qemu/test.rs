@@ -41,19 +41,23 @@ pub fn test(board: &'static Board, questions: Questions) -> anyhow::Result<()> {
         std::fs::write(preload.join("compose.yaml"), include_str!("../../../tests/qemu/preload.yaml"))?;
         parts.app()?.named("hello:0").write(&preload.join("images/hello"))?;
         suites(board, questions.suites, share)?;
+        if board.watchdog_works {
+            std::fs::write(share.join("watchdog"), "")?;
+        }
         if questions.radio { access_point(add, share) } else { Ok(()) }
     })?;
     println!("{}: root slot {:.1} MiB", board.slug, lab.image.root_bytes as f64 / f64::from(1 << 20));
     let card = lab.card("card.img")?;
     outside(|outside| {
         outside.push(&lab.parts.app()?, "hello:2")?;
-        for boot in 1..=3 {
+        for boot in 1..=if board.watchdog_works { 4 } else { 3 } {
             let longest = if boot == 3 { LONGEST_SUITES } else { LONGEST_BOOT };
             let heard = lab.boot(boot, &card, "", longest)?;
             let judged = match boot {
                 1 => first_boot(&heard.answers),
                 2 => second_boot(&heard.answers, questions),
-                _ => third_boot(&heard.answers, questions.suites),
+                3 => third_boot(&heard.answers, questions.suites),
+                _ => fourth_boot(&heard.answers),
             };
             judged.with_context(|| heard.said.join("\n"))?;
         }
@@ -110,6 +114,13 @@ fn third_boot(answers: &Answers, suites: &[&str]) -> anyhow::Result<()> {
         ensure!(number(answers, &format!("passed in {suite}"))? > 0.0, "{suite}: no test was run");
         is(answers, &format!("skipped in {suite}"), "0")?;
     }
+    Ok(())
+}
+
+fn fourth_boot(answers: &Answers) -> anyhow::Result<()> {
+    let watchdog = answers.get("watchdog").context("it does not come up")?;
+    ensure!(watchdog.ends_with(" active"), "{watchdog}");
+    ensure!(!answers.contains_key("bitten"), "{watchdog} lets a board stand still");
     Ok(())
 }
 
