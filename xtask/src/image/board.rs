@@ -64,6 +64,8 @@ pub struct Board {
     pub command_line: &'static str,
     /// More of it in QEMU.
     pub emulated: &'static str,
+    /// How much longer than others it needs, emulated: its processors take turns on one of this machine's.
+    pub patience: u32,
     /// Its watchdog works when it is emulated.
     pub watchdog_works: bool,
     /// The least memory in MiB that its image is tried with, where QEMU lets it be chosen.
@@ -138,6 +140,7 @@ pub const BOARDS: &[Board] = &[
         command_line: "console=ttyAMA0,115200 psi=1 cgroup_enable=memory",
         // A register that it lacks; and its watchdog resets at once when it is opened.
         emulated: "initcall_blacklist=bcm2835_power_driver_init coracle.watchdog=0",
+        patience: 1,
         watchdog_works: false,
         least_memory_mib: None,
         emulator: &["qemu-system-arm"],
@@ -165,6 +168,7 @@ pub const BOARDS: &[Board] = &[
         signatures: Signatures::LeftOut,
         command_line: "console=ttyAMA0,115200 psi=1 gpt",
         emulated: "",
+        patience: 1,
         watchdog_works: false,
         least_memory_mib: Some(64),
         emulator: &["qemu-system-arm"],
@@ -196,6 +200,7 @@ pub const BOARDS: &[Board] = &[
         signatures: Signatures::LeftOut,
         command_line: "console=ttyS0,115200 psi=1",
         emulated: "",
+        patience: 4,
         watchdog_works: true,
         least_memory_mib: None,
         emulator: &["qemu-system-arm"],
@@ -226,6 +231,7 @@ pub const BOARDS: &[Board] = &[
         signatures: Signatures::Kept,
         command_line: "console=ttyAMA0,115200 psi=1",
         emulated: "",
+        patience: 1,
         watchdog_works: false,
         least_memory_mib: None,
         emulator: &["qemu-system-arm", "qemu-efi-aarch64"],
@@ -267,6 +273,7 @@ pub const BOARDS: &[Board] = &[
         signatures: Signatures::Kept,
         command_line: "console=tty0 console=ttyS0,115200 psi=1",
         emulated: "",
+        patience: 1,
         watchdog_works: false,
         least_memory_mib: None,
         emulator: &["qemu-system-x86", "ovmf"],

@@ -108,8 +108,9 @@ pub fn make(parts: &Parts<'_>, root: &Path) -> anyhow::Result<()> {
     ] {
         std::fs::create_dir_all(root.join(folder))?;
     }
-    for name in ["bin", "sbin", "lib"] {
-        tree.link(name, &format!("usr/{name}"), "paths as everywhere")?;
+    // Programs of 64 bits ask for their loader in `lib64`.
+    for (name, target) in [("bin", "bin"), ("sbin", "sbin"), ("lib", "lib"), ("lib64", "lib")] {
+        tree.link(name, &format!("usr/{target}"), "paths as everywhere")?;
     }
     tree.link("var/run", "../run", "paths as everywhere")?;
     std::fs::copy(parts.program, root.join("usr/bin/coracle"))?;

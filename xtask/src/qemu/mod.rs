@@ -136,7 +136,7 @@ impl Lab {
     fn boot_recorded(&self, boot: u32, disk: &Disk<'_>, words: &str, longest: Duration) -> anyhow::Result<Heard> {
         let begun = Instant::now();
         let mut running = Running::start(&self.emulator, self.posed(), disk, words)?;
-        let ended = running.hear(longest);
+        let ended = running.hear(longest * self.parts.board.patience);
         let said = std::mem::take(&mut running.said);
         std::fs::write(disk.file.with_extension(format!("boot{boot}.log")), said.join("\n"))?;
         ended?;
