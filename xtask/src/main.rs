@@ -189,6 +189,9 @@ fn test() -> anyhow::Result<()> {
         // Its test says that it was skipped.
         println!("no Docker Compose to compare with: {error:#}");
     }
+    if qemu::cannot_run().is_none() {
+        qemu::for_guests()?;
+    }
     cargo(&["fmt", "--all", "--check"])?;
     cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])?;
     cargo(&["test", "--workspace", "--locked"])?;

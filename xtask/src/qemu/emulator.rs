@@ -5,6 +5,7 @@ use crate::image::Image;
 use crate::image::board::{Board, Start};
 use anyhow::{Context, bail};
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -35,16 +36,35 @@ impl Emulator {
     ///
     /// # Errors
     /// When it cannot be fetched.
-    pub fn fetch(board: &Board) -> anyhow::Result<Self> {
-        let folder = std::path::absolute(FOLDER)?.join(board.emulator.join("+"));
+    pub fn fetch(packages: &[&str]) -> anyhow::Result<Self> {
+        let folder = std::path::absolute(FOLDER)?.join(packages.join("+"));
         let stamp = folder.with_extension("unpacked");
         if !stamp.exists() {
-            println!("fetching {}", board.emulator.join(" "));
+            println!("fetching {}", packages.join(" "));
             let suites = Suites::open_for(&folder.with_extension("debian"), &["stable"], Some("amd64"))?;
-            suites.unpack_all(board.emulator, &folder)?;
+            suites.unpack_all(packages, &folder)?;
             std::fs::write(stamp, "")?;
         }
         Ok(Self { folder })
+    }
+
+    /// Writes a script that is one of its programs.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn script(&self, program: &str, path: &Path) -> anyhow::Result<()> {
+        let command = self.command(program)?;
+        let quote = |word: &std::ffi::OsStr| format!("'{}'", word.to_string_lossy().replace('\'', r"'\''"));
+        let mut text = "#!/bin/sh\n".to_owned();
+        for (name, value) in command.get_envs() {
+            text.push_str(&format!("export {}={}\n", name.to_string_lossy(), quote(value.unwrap_or_default())));
+        }
+        let words: Vec<String> =
+            std::iter::once(command.get_program()).chain(command.get_args()).map(quote).collect();
+        text.push_str(&format!("exec {} \"$@\"\n", words.join(" ")));
+        std::fs::create_dir_all(path.parent().context("a folder")?)?;
+        std::fs::write(path, text)?;
+        Ok(std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))?)
     }
 
     /// A board with a disk, and more words for its kernel's command line; its console is not connected.
@@ -97,7 +117,9 @@ impl Emulator {
             Command::new(loader)
         };
         command.arg("--library-path").arg(path).arg(self.folder.join("usr/bin").join(program));
-        command.arg("-L").arg(self.folder.join("usr/share/qemu"));
+        for folder in ["qemu", "seabios"] {
+            command.arg("-L").arg(self.folder.join("usr/share").join(folder));
+        }
         command.env("QEMU_MODULE_DIR", self.folder.join("usr/lib/x86_64-linux-gnu/qemu"));
         Ok(command)
     }
