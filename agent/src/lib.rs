@@ -14,6 +14,7 @@ pub mod cli;
 pub mod clock;
 pub mod control;
 pub mod current;
+pub mod device;
 mod durable;
 pub mod engine;
 mod execute;

@@ -19,6 +19,9 @@ pub struct Status {
     pub problems: Vec<Problem>,
     /// What somebody should know.
     pub notices: Vec<String>,
+    /// What is wrong with the board: what it booted without, and what its `config.json` says in vain.
+    #[serde(default)]
+    pub lacks: Vec<String>,
     /// Steps under way.
     pub running: Vec<RunningStep>,
     /// Steps that failed and will be tried again.

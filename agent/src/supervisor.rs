@@ -17,6 +17,8 @@ pub struct Mode {
     pub supervised: bool,
     /// No step of a plan is done: what runs goes on, and the agent answers.
     pub safe: bool,
+    /// The image is ours: there are a boot partition and a state partition.
+    pub board: bool,
 }
 
 /// Who is told.

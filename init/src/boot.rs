@@ -11,6 +11,7 @@ use rustix::mount::{MountFlags, mount, mount_bind};
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// Where partitions are mounted.
@@ -88,6 +89,9 @@ pub fn boot(log: &Log, mut lacks: Vec<String>) -> Booted {
     kernel_settings(log);
     cgroups(log, &mut booted);
     booted.modules.coldplug(log);
+    for lack in kernel_lacks(Path::new("/proc")) {
+        booted.lack(log, lack);
+    }
     network(log);
     state(log, &mut booted);
     data(log, &mut booted);
@@ -139,6 +143,25 @@ fn kernel_settings(log: &Log) {
     }
 }
 
+/// What a kernel must have for containers, and does not, once its modules are loaded.
+fn kernel_lacks(proc: &Path) -> Vec<String> {
+    let mut lacks = Vec::new();
+    let kinds = files::read_text(proc.join("filesystems"), 64 * 1024).unwrap_or_default();
+    if !kinds.lines().any(|line| line.split_whitespace().last() == Some("overlay")) {
+        lacks.push("this kernel has no overlayfs (CONFIG_OVERLAY_FS): no container can start".to_owned());
+    }
+    for (name, option) in [("net", "NET_NS"), ("pid", "PID_NS"), ("ipc", "IPC_NS"), ("uts", "UTS_NS")] {
+        if proc.join("self/ns").join(name).symlink_metadata().is_err() {
+            lacks.push(format!("this kernel has no {name} namespaces (CONFIG_{option}): no container can start"));
+        }
+    }
+    if !proc.join("sys/kernel/seccomp").exists() {
+        let lack = "this kernel cannot filter system calls (CONFIG_SECCOMP_FILTER): no container can start";
+        lacks.push(lack.to_owned());
+    }
+    lacks
+}
+
 /// Where the first process is in the hierarchy: controllers are handed down only from cgroups without processes.
 const OWN_CGROUP: &str = "/sys/fs/cgroup/init";
 
@@ -153,8 +176,14 @@ fn cgroups(log: &Log, booted: &mut Booted) {
     let there = files::read_text(root.join("cgroup.controllers"), 4096).unwrap_or_default();
     for controller in ["cpu", "cpuset", "io", "memory", "pids"] {
         if !there.split_whitespace().any(|it| it == controller) {
-            // Boards without cpuset are common; without memory there is no limit that holds.
-            info!(log, "this kernel has no {controller} controller for cgroups");
+            let lack = format!("this kernel has no {controller} controller for cgroups");
+            // Kernels without cpuset are common, and so are services that do not ask for it.
+            match controller {
+                "cpuset" => info!(log, "{lack}"),
+                // Built in, and off unless the command line says otherwise, on many boards.
+                "memory" => booted.lack(log, format!("{lack}, or it is off (cgroup_enable=memory)")),
+                _ => booted.lack(log, lack),
+            }
             continue;
         }
         if let Err(error) = std::fs::write(root.join("cgroup.subtree_control"), format!("+{controller}")) {
@@ -247,6 +276,30 @@ fn network(log: &Log) {
     }
 }
 
+/// Waits for a partition that has one of these names, the wanted one first. A later one counts at once when no file
+/// system is there any more, which has lost its own name then; else when the wanted one has had its time to come.
+fn wait_for_any(sources: &[settings::Source], boot: &settings::Source) -> Option<(storage::Device, String)> {
+    let begun = Instant::now();
+    let find = |source: &settings::Source| {
+        storage::find(Path::new("/sys"), source, boot).map(|device| (device, source.to_string()))
+    };
+    loop {
+        let (wanted, others) = sources.split_first()?;
+        if let Some(found) = find(wanted) {
+            return Some(found);
+        }
+        let late = begun.elapsed() > LONGEST_WAIT;
+        let nameless = |device: &storage::Device| matches!(storage::content(&device.node), Ok(None));
+        if let Some(found) = others.iter().filter_map(find).find(|(device, _)| late || nameless(device)) {
+            return Some(found);
+        }
+        if late {
+            return None;
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    }
+}
+
 /// Waits for a partition: drivers find theirs when they like.
 pub fn wait_for(source: &settings::Source, boot: &settings::Source) -> Option<storage::Device> {
     let begun = Instant::now();
@@ -263,16 +316,24 @@ pub fn wait_for(source: &settings::Source, boot: &settings::Source) -> Option<st
 fn mount_or_memory(
     log: &Log,
     booted: &mut Booted,
-    source: &settings::Source,
+    sources: &[settings::Source],
     device: Option<&storage::Device>,
     target: &str,
 ) -> Option<Content> {
     let mounted = match device {
-        None => Err(io::Error::other(format!("there is no {source}"))),
+        None => {
+            let names: Vec<String> = sources.iter().map(ToString::to_string).collect();
+            Err(io::Error::other(format!("there is no {}", names.join(" or "))))
+        }
         Some(device) => check_and_mount(log, device, Path::new(target)),
     };
     let error = match mounted {
-        Ok(content) => return Some(content),
+        Ok((content, repaired)) => {
+            if let Some(how) = repaired {
+                booted.lack(log, format!("{target}: it was damaged and is repaired ({how})"));
+            }
+            return Some(content);
+        }
         Err(error) => error,
     };
     booted.lack(log, format!("{target}: {error}; what is written there is lost at the next boot"));
@@ -288,23 +349,76 @@ fn mount_or_memory(
 /// Where e2fsck(8) is, in images that have it.
 const FSCK: &str = "/sbin/e2fsck";
 
-/// A file system that the kernel found damaged is looked at first. It is never made anew: what is on it is somebody's.
-fn check_and_mount(log: &Log, device: &storage::Device, target: &Path) -> io::Result<Content> {
-    if let Some(Content::Ext4(ext4)) = storage::content(&device.node)?
-        && ext4.has_errors
-        && Path::new(FSCK).exists()
-    {
-        warning!(log, "{} has errors: checking it", device.node.display());
-        let ended = std::process::Command::new(FSCK).arg("-p").arg(&device.node).status()?;
-        info!(log, "{FSCK}: {ended}");
+/// How a file system is repaired: what is safe, then all (e2fsck(8)). Nobody comes to a board to answer questions, and
+/// one that cannot be mounted is of no use as it is. A first superblock that is lost needs two: the journal is taken in
+/// one, and the rest in the other.
+const REPAIRS: [&str; 3] = ["-p", "-y", "-y"];
+
+/// Bytes that are kept of what e2fsck(8) says: one that repairs much says as much.
+const MAX_SAID: usize = 4096;
+
+/// A file system that the kernel found damaged, or that cannot be mounted, is repaired first. It is never made anew: what
+/// is on it is somebody's. With the content: how it was repaired, where it was.
+fn check_and_mount(
+    log: &Log,
+    device: &storage::Device,
+    target: &Path,
+) -> io::Result<(Content, Option<&'static str>)> {
+    let has_errors = matches!(storage::content(&device.node)?, Some(Content::Ext4(ext4)) if ext4.has_errors);
+    let mut failed = match has_errors {
+        true => io::Error::other("the kernel found it damaged"),
+        false => match storage::mount_device(&device.node, target, false) {
+            Ok(content) => return Ok((content, None)),
+            Err(error) => error,
+        },
+    };
+    if !Path::new(FSCK).exists() {
+        return storage::mount_device(&device.node, target, false).map(|content| (content, None));
     }
-    storage::mount_device(&device.node, target, false)
+    for how in REPAIRS {
+        warning!(log, "{}: {failed}: {FSCK} {how}", device.node.display());
+        let (ended, said) = repair(how, &device.node)?;
+        for line in said.lines().filter(|line| !line.trim().is_empty()) {
+            info!(log, "e2fsck: {line}");
+        }
+        // 1: repaired; 2: and the machine is to reboot, when the file system was mounted.
+        if matches!(ended.code(), Some(0..=2)) {
+            match storage::mount_device(&device.node, target, false) {
+                Ok(content) => return Ok((content, Some(how))),
+                Err(error) => failed = error,
+            }
+        } else {
+            failed = io::Error::other(format!("{FSCK} {how}: {ended}"));
+        }
+    }
+    Err(failed)
+}
+
+/// How it ended, and the begin of what it said.
+fn repair(how: &str, node: &Path) -> io::Result<(ExitStatus, String)> {
+    use io::Read;
+    let (mut said, words) = io::pipe()?;
+    let mut fsck = Command::new(FSCK);
+    fsck.arg(how).arg(node).stdin(Stdio::null()).stdout(words.try_clone()?).stderr(words);
+    let mut child = fsck.spawn()?;
+    // It has the other ends of the pipe.
+    drop(fsck);
+    let (mut kept, mut piece) = (Vec::new(), [0; 512]);
+    loop {
+        let count = said.read(&mut piece)?;
+        if count == 0 {
+            break;
+        }
+        let room = MAX_SAID - kept.len();
+        kept.extend_from_slice(&piece[..count.min(room)]);
+    }
+    Ok((child.wait()?, String::from_utf8_lossy(&kept).into_owned()))
 }
 
 fn state(log: &Log, booted: &mut Booted) {
-    let source = booted.settings.state.clone();
-    let device = wait_for(&source, &booted.settings.boot);
-    mount_or_memory(log, booted, &source, device.as_ref(), STATE);
+    let sources = booted.settings.state.clone();
+    let device = wait_for_any(&sources, &booted.settings.boot).map(|(device, _)| device);
+    mount_or_memory(log, booted, &sources, device.as_ref(), STATE);
     let known = clock::known(booted.settings.built_unix_s, &Path::new(STATE).join("clock"));
     match known.decide() {
         (_, clock::Origin::Clock) => {}
@@ -365,15 +479,16 @@ fn identity(state: &Path) -> io::Result<()> {
 }
 
 fn data(log: &Log, booted: &mut Booted) {
-    let source = booted.settings.data.clone();
-    let device = wait_for(&source, &booted.settings.boot);
+    let sources = booted.settings.data.clone();
+    let (device, source) = wait_for_any(&sources, &booted.settings.boot).unzip();
+    let source = source.unwrap_or_default();
     // Before it is mounted; a table that is not understood is no reason not to use what is there.
     match device.as_ref().map(storage::grow_partition) {
         Some(Ok(Some(bytes))) => info!(log, "{source} has grown to {} MiB", bytes >> 20),
         Some(Err(error)) => warning!(log, "{source} does not grow: {error}"),
         Some(Ok(None)) | None => {}
     }
-    let mounted = mount_or_memory(log, booted, &source, device.as_ref(), DATA);
+    let mounted = mount_or_memory(log, booted, &sources, device.as_ref(), DATA);
     if let (Some(Content::Ext4(ext4)), Some(device)) = (mounted, device) {
         match storage::grow_file_system(&device.node, Path::new(DATA), &ext4) {
             Ok(true) => info!(log, "the file system of {source} has grown"),
@@ -429,4 +544,28 @@ pub fn keep_words(name: &str, words: &str) -> io::Result<()> {
         std::fs::remove_file(old)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_can_run_no_container_says_why() {
+        let proc = tempfile::tempdir().expect("a folder");
+        let lacks = kernel_lacks(proc.path());
+        assert_eq!(lacks.len(), 6, "{lacks:?}");
+        for folder in ["self/ns", "sys/kernel/seccomp"] {
+            std::fs::create_dir_all(proc.path().join(folder)).expect("made");
+        }
+        for name in ["net", "pid", "ipc", "uts"] {
+            std::os::unix::fs::symlink(format!("{name}:[4026531840]"), proc.path().join("self/ns").join(name))
+                .expect("linked");
+        }
+        std::fs::write(proc.path().join("filesystems"), "nodev\tsysfs\nnodev\toverlay\n\text4\n")
+            .expect("written");
+        assert_eq!(kernel_lacks(proc.path()), Vec::<String>::new());
+        std::fs::write(proc.path().join("filesystems"), "nodev\toverlayish\n").expect("written");
+        assert!(kernel_lacks(proc.path())[0].contains("CONFIG_OVERLAY_FS"));
+    }
 }

@@ -83,9 +83,26 @@ fn mount_root(node: &Path) -> io::Result<()> {
     let content = storage::content(node)?.ok_or_else(|| io::Error::other("there is no file system on it"))?;
     std::fs::create_dir_all(ROOT)?;
     mount(node, ROOT, content.kind(), MountFlags::RDONLY | MountFlags::NODEV, c"")?;
-    match Path::new(ROOT).join(INIT).symlink_metadata() {
-        Ok(_) => Ok(()),
-        Err(_) => Err(io::Error::other(format!("there is no /{INIT} in it"))),
+    let init = Path::new(ROOT).join(INIT);
+    if init.symlink_metadata().is_err() {
+        return Err(io::Error::other(format!("there is no /{INIT} in it")));
+    }
+    readable(&init).map_err(|error| io::Error::other(format!("/{INIT} cannot be read: {error}")))
+}
+
+/// Reads all of it: a file system may be damaged anywhere, and there is no way back from a first process that ends. What
+/// is read is in the kernel's memory then, for who runs it.
+fn readable(path: &Path) -> io::Result<()> {
+    use std::io::Read;
+    let mut file = std::fs::File::open(path)?;
+    let mut piece = [0; 16 * 1024];
+    let mut whole = 0;
+    loop {
+        match file.read(&mut piece)? {
+            0 if whole == 0 => return Err(io::Error::other("it is empty")),
+            0 => return Ok(()),
+            count => whole += count,
+        }
     }
 }
 

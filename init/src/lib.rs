@@ -32,6 +32,9 @@ pub mod sys;
 pub mod units;
 pub mod watchdog;
 
+pub use boot::{BOOT, DATA, STATE};
+pub use pid1::{LACKS, RELEASED};
+
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -48,6 +51,7 @@ pub fn called(arguments: &[OsString]) -> Option<u8> {
         ["init"] => Some(first()),
         ["init", "save"] => Some(save()),
         ["init", "exec", cgroup, program, ref rest @ ..] => Some(exec(cgroup, program, rest)),
+        ["init", "give-up"] => Some(pid1::give_up()),
         ["init", "network", program, ref rest @ ..] => Some(network::exec(program, rest)),
         // The kernel hands it words of its command line.
         _ if name == "init" => Some(first()),

@@ -6,6 +6,7 @@
 //! | SIGINT (Ctrl-Alt-Del), SIGTERM | orderly reboot |
 //! | SIGUSR2, SIGPWR | orderly power-off |
 //! | SIGUSR1 | orderly halt |
+//! | SIGHUP | agent and shim are started from the newest program, containers go on |
 //! | SIGCHLD | reaps |
 //!
 //! Programs say how they are in the datagrams of sd_notify(3): `READY=1`, `WATCHDOG=1`.
@@ -13,7 +14,7 @@
 use crate::boot::{self, Booted, DATA, STATE};
 use crate::log::{Log, error, info, warning};
 use crate::shutdown::{Deed, Goal, LONGEST, Phase, Shutdown};
-use crate::units::{Ladder, Rung, SILENCE, State, Unit, WELL};
+use crate::units::{Ladder, Rung, SILENCE, State, Trial, Unit, WELL};
 use crate::watchdog::Watchdog;
 use crate::{clock, early, files, random, swap};
 use nix::errno::Errno;
@@ -23,7 +24,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recvfrom, socket};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -35,7 +36,7 @@ const NOTIFY: &str = "/run/coracle-init/notify";
 /// The agent's run folder.
 const RUN: &str = "/run/coracle";
 /// What the boot came to, for the agent's status: a line for each lack.
-const LACKS: &str = "/run/coracle-init/lacks";
+pub const LACKS: &str = "/run/coracle-init/lacks";
 
 /// Bytes of a message of the kernel about a device (`UEVENT_BUFFER_SIZE` is 2048), and of a program about itself.
 const MAX_MESSAGE: usize = 8192;
@@ -84,6 +85,11 @@ struct Board {
     programs: Vec<Program>,
     ladder: Ladder,
     safe: bool,
+    /// The program that agent and shim are, where it is not the image's own.
+    released: Option<PathBuf>,
+    trial: Trial,
+    /// The agent was told to end, to be another program.
+    renewing: bool,
     /// The agent's last sign of life, since it was started.
     sign: Duration,
     watchdog: Option<Watchdog>,
@@ -152,6 +158,9 @@ impl Board {
             programs: programs(),
             ladder: Ladder::new(reboots),
             safe: false,
+            released: released(),
+            trial: Trial::default(),
+            renewing: false,
             sign: Duration::ZERO,
             watchdog,
             saver: Saver::Due(begun.elapsed() + clock::SAVED_EVERY),
@@ -198,7 +207,11 @@ impl Board {
         let program = &mut self.programs[at];
         let name = program.unit.name.clone();
         let mut command = Command::new(own());
-        command.args(["init", "exec", &format!("/sys/fs/cgroup/system/{name}")]).args(&program.command);
+        let (first, rest) =
+            program.command.split_first().map_or((None, &[][..]), |(first, rest)| (Some(first), rest));
+        let other = self.released.as_ref().filter(|_| [AGENT, SHIM].contains(&name.as_str()));
+        command.args(["init", "exec", &format!("/sys/fs/cgroup/system/{name}")]);
+        command.args(other.map(|it| it.as_os_str()).or(first.map(std::ffi::OsStr::new))).args(rest);
         if name == AGENT && self.safe {
             command.arg("--safe");
         }
@@ -270,8 +283,18 @@ impl Board {
             program.unit.state = State::Off;
             return;
         }
+        if name == AGENT && std::mem::take(&mut self.renewing) {
+            info!(self.log, "the agent is started anew");
+            program.unit.renew(now);
+            return;
+        }
         let pause = program.unit.ended(now);
         error!(self.log, "{name} ended: {how}; started again in {} ms", pause.as_millis());
+        if [AGENT, SHIM].contains(&name.as_str()) && self.released.is_some() && self.trial.ended(now) {
+            program.unit.renew(now);
+            self.give_up();
+            return;
+        }
         if name != AGENT {
             return;
         }
@@ -299,6 +322,37 @@ impl Board {
                 self.order(Goal::Reboot);
             }
         }
+    }
+
+    /// The image's own program takes the place of one that fails again and again.
+    fn give_up(&mut self) {
+        let lack = format!("{RELEASED} failed again and again: agent and shim are the image's own program again");
+        error!(self.log, "{lack}");
+        self.released = None;
+        self.ladder.is_well();
+        // For the agent that comes.
+        let told = std::fs::File::options().append(true).create(true).open(LACKS);
+        if let Err(error) = told.and_then(|mut file| file.write_all(format!("{lack}\n").as_bytes())) {
+            warning!(self.log, "{LACKS}: {error}");
+        }
+        // The data partition may hang; that is a child's to wait for.
+        let child = Command::new(own()).args(["init", "give-up"]).env_clear().stdin(Stdio::null()).spawn();
+        if let Err(error) = child {
+            warning!(self.log, "{RELEASED}: {error}");
+        }
+    }
+
+    /// Agent and shim become the newest program.
+    fn renew(&mut self) {
+        if self.shutdown.is_some() {
+            return;
+        }
+        (self.released, self.trial) = (released(), Trial::default());
+        let name = self.released.as_deref().map_or("the image's own".into(), Path::to_string_lossy);
+        info!(self.log, "agent and shim become {name}");
+        // The agent takes the shim along, which goes on as the same process.
+        self.renewing = self.pid_of(AGENT).is_some();
+        self.signal_program(AGENT, Signal::SIGTERM);
     }
 
     /// The machine is to end. The first order counts.
@@ -450,6 +504,29 @@ fn reboots() -> PathBuf {
     Path::new(STATE).join("agent-reboots")
 }
 
+/// Agent and shim, where they are not the image's own program: on the data partition, so that it outlives this boot.
+pub const RELEASED: &str = "/mnt/data/coracle/program/coracle";
+
+/// That program, when it is there.
+fn released() -> Option<PathBuf> {
+    let path = PathBuf::from(RELEASED);
+    path.metadata().is_ok_and(|it| it.is_file()).then_some(path)
+}
+
+/// Puts aside a program that failed, so that it is not tried at the next boot.
+pub fn give_up() -> u8 {
+    let path = Path::new(RELEASED);
+    let moved = std::fs::rename(path, path.with_extension("failed"))
+        .and_then(|()| std::fs::File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all());
+    match moved {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("{RELEASED}: {error}");
+            1
+        }
+    }
+}
+
 /// This program, whatever it was called as.
 fn own() -> PathBuf {
     std::env::current_exe().unwrap_or_else(|_| "/usr/bin/coracle".into())
@@ -477,7 +554,7 @@ fn programs() -> Vec<Program> {
             .filter(|_| Path::new(MANAGER).exists()),
         program(RADIO, &["/usr/sbin/wpa_supplicant", "-u"]).map(|it| Program { unit: Unit::off(RADIO), ..it }),
         program(SHIM, &[&own, "shim", "--run", RUN]),
-        program(AGENT, &[&own, "agent", "--supervised", "--data", &data, "--run", RUN]),
+        program(AGENT, &[&own, "agent", "--supervised", "--board", "--data", &data, "--run", RUN]),
         program(PRELOAD, &[&own, "preload", PRELOADED, "--data", &data, "--run", RUN])
             .filter(|_| Path::new(PRELOADED).exists())
             .map(|it| Program { once: true, ..it }),
@@ -630,6 +707,7 @@ impl Ears {
                 Ok(Signal::SIGINT | Signal::SIGTERM) => board.order(Goal::Reboot),
                 Ok(Signal::SIGUSR2 | Signal::SIGPWR) => board.order(Goal::PowerOff),
                 Ok(Signal::SIGUSR1) => board.order(Goal::Halt),
+                Ok(Signal::SIGHUP) => board.renew(),
                 _ => {}
             }
         }

@@ -60,10 +60,11 @@ impl std::fmt::Display for Source {
 pub struct Settings {
     /// `built`: seconds since 1970 at which the image was built; the clock is never before.
     pub built_unix_s: u64,
-    /// `data`: the partition for images, volumes and containers.
-    pub data: Source,
+    /// `data`: the partition for images, volumes and containers; where a damaged one is that has lost its name comes
+    /// after it.
+    pub data: Vec<Source>,
     /// `state`: the partition for what is the device's own: clock, seed, identity.
-    pub state: Source,
+    pub state: Vec<Source>,
     /// `boot`: the partition with `config.json`.
     pub boot: Source,
     /// `root`: the slots, the wanted one first. For the initial ramdisk.
@@ -79,8 +80,8 @@ impl Default for Settings {
         let label = |name: &str| Source::Label(name.to_owned());
         Self {
             built_unix_s: BUILT.parse().unwrap_or(0),
-            data: label("coracle-data"),
-            state: label("coracle-state"),
+            data: vec![label("coracle-data")],
+            state: vec![label("coracle-state")],
             boot: label("CORACLE"),
             roots: vec![Source::Partition(2), Source::Partition(3)],
             // Boards' hardware has 15 to 128 s; drivers round.
@@ -113,6 +114,7 @@ impl Settings {
     fn set(&mut self, key: &str, value: &str) -> Result<(), &'static str> {
         const SOURCE: &str = "LABEL=NAME, PARTLABEL=NAME, PARTITION=NUMBER or /dev/NAME is wanted";
         let source = || Source::parse(value).ok_or(SOURCE);
+        let sources = || value.split(',').map(Source::parse).collect::<Option<Vec<_>>>().ok_or(SOURCE);
         let number = |most: u32| match value.parse() {
             Ok(number) if number <= most => Ok(number),
             _ => Err("a number is wanted that is not too large"),
@@ -123,13 +125,10 @@ impl Settings {
                 // An image is not older than the program in it.
                 self.built_unix_s = self.built_unix_s.max(built);
             }
-            "data" => self.data = source()?,
-            "state" => self.state = source()?,
+            "data" => self.data = sources()?,
+            "state" => self.state = sources()?,
             "boot" => self.boot = source()?,
-            "root" => {
-                let roots: Option<Vec<Source>> = value.split(',').map(Source::parse).collect();
-                self.roots = roots.ok_or(SOURCE)?;
-            }
+            "root" => self.roots = sources()?,
             "watchdog" => self.watchdog_s = number(3600)?,
             "zram" => self.zram_percent = number(200)?,
             _ => return Err("there is no such setting"),
@@ -144,14 +143,14 @@ mod tests {
 
     #[test]
     fn the_command_line_is_stronger_than_the_image() {
-        let file = "# board\nbuilt=4000000000\nwatchdog=15\n\ndata = LABEL=d\n";
+        let file = "# board\nbuilt=4000000000\nwatchdog=15\n\ndata = LABEL=d,PARTITION=6\n";
         let (settings, ignored) =
             Settings::read(file, "console=ttyS0 quiet coracle.watchdog=0 coracle.root=/dev/vda2,PARTLABEL=b");
         assert_eq!(ignored, []);
         assert_eq!(settings.built_unix_s, 4_000_000_000);
         assert!(Settings::default().built_unix_s > 1_700_000_000, "the program knows its own age");
         assert_eq!(settings.watchdog_s, 0);
-        assert_eq!(settings.data, Source::Label("d".into()));
+        assert_eq!(settings.data, [Source::Label("d".into()), Source::Partition(6)]);
         assert_eq!(settings.roots, [Source::Device("/dev/vda2".into()), Source::PartitionLabel("b".into())]);
         assert_eq!(settings.state, Settings::default().state);
     }

@@ -31,6 +31,9 @@ const REBOOT_WITHIN: Duration = Duration::from_secs(1800);
 const LEAST_UPTIME: Duration = Duration::from_secs(600);
 /// Reboots in a row, after which there is none any more.
 const MOST_REBOOTS: u32 = 3;
+/// Ends of a program that took the place of the image's own, within [`REBOOT_WITHIN`]: before safe mode, which the
+/// image's own may not need.
+const GIVE_UP_AFTER: usize = 3;
 /// Pause when nothing helped.
 const LAST_PAUSE: Duration = Duration::from_secs(300);
 
@@ -95,6 +98,12 @@ impl Unit {
         }
     }
 
+    /// It ended because it was told to, and is started anew at once.
+    pub fn renew(&mut self, now: Duration) {
+        self.failures = 0;
+        self.state = State::Waiting { at: now };
+    }
+
     /// It is to be started now.
     pub fn is_due(&self, now: Duration) -> bool {
         matches!(self.state, State::Waiting { at } if at <= now)
@@ -116,6 +125,24 @@ impl Unit {
         self.failures = self.failures.saturating_add(1);
         self.state = State::Waiting { at: now + pause };
         pause
+    }
+}
+
+/// Ends of agent and shim as a program that took the place of the image's own.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Trial {
+    /// Times since boot, the last [`GIVE_UP_AFTER`].
+    ends: Vec<Duration>,
+}
+
+impl Trial {
+    /// One of them ended; whether the image's own takes its place again.
+    pub fn ended(&mut self, now: Duration) -> bool {
+        self.ends.push(now);
+        let surplus = self.ends.len().saturating_sub(GIVE_UP_AFTER);
+        self.ends.drain(..surplus);
+        let within = self.ends.iter().filter(|&&it| now.saturating_sub(it) <= REBOOT_WITHIN).count();
+        within >= GIVE_UP_AFTER
     }
 }
 
@@ -226,6 +253,16 @@ mod tests {
         after.is_well();
         assert_eq!(after.ended(seconds(1000)), Rung::Restart);
         assert_eq!(after.reboots, 0);
+    }
+
+    #[test]
+    fn a_program_in_the_place_of_the_images_own_is_given_up_before_safe_mode() {
+        let mut trial = Trial::default();
+        let ends: Vec<bool> = (0..3).map(|n| trial.ended(seconds(n))).collect();
+        assert_eq!(ends, [false, false, true]);
+        const { assert!(GIVE_UP_AFTER < SAFE_AFTER) };
+        let mut now_and_then = Trial::default();
+        assert!((0..50).all(|n| !now_and_then.ended(seconds(n * 901))));
     }
 
     #[test]

@@ -199,8 +199,16 @@ impl Board {
     /// # Errors
     /// When it does not answer.
     pub fn start_agent_with(&self, environment: &[(&str, &str)]) -> anyhow::Result<()> {
+        self.start_agent_as(&coracle(), environment)
+    }
+
+    /// As [`Board::start_agent_with`], as another program.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn start_agent_as(&self, program: &Path, environment: &[(&str, &str)]) -> anyhow::Result<()> {
         let log = std::fs::File::create(self.run_folder().join("agent.log"))?;
-        let mut command = Command::new(coracle());
+        let mut command = Command::new(program);
         command.arg("agent").arg("--data").arg(self.data()).arg("--run").arg(self.run_folder());
         command.envs(environment.iter().copied());
         // Not waited for: it is ended by `shutdown`, or killed by the test.

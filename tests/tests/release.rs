@@ -137,6 +137,70 @@ services:
 }
 
 #[test]
+fn another_program_takes_the_shims_place_and_nothing_of_the_services_is_lost() -> anyhow::Result<()> {
+    needs!("docker-registry", "skopeo", "nft", "busybox", "ip");
+    let board = up(r#"
+services:
+  long:
+    image: "127.0.0.1:5000/app:1"
+    stop_grace_period: 0s
+    command: sh -c 'mkdir -p /www; httpd -p 80 -h /www; i=0; while true; do echo line $$i; i=$$((i+1)); printf .; sleep 0.05; echo; done'
+    ports: ["8080:80"]
+  short:
+    image: "127.0.0.1:5000/app:1"
+    stop_grace_period: 0s
+    command: sh -c 'until test -e /end; do sleep 0.1; done; echo last words; exit 7'
+"#)?;
+    let shim = || -> anyhow::Result<i64> {
+        let status: serde_json::Value = serde_json::from_str(&board.coracle(&["status"])?)?;
+        status["shim_pid"].as_i64().context("no shim")
+    };
+    wait_for("its port", || Ok(http("127.0.0.1:8080", "/").is_ok()))?;
+    let (pid, before) = (board.service("long")?["pid"].clone(), shim()?);
+    // A program of another version: the same with a byte more.
+    let next = board.path().join("next/coracle");
+    std::fs::create_dir_all(next.parent().context("a folder")?)?;
+    std::fs::copy(coracle(), &next)?;
+    std::io::Write::write_all(&mut std::fs::File::options().append(true).open(&next)?, b"\n")?;
+    let mut asleep = board.command(&["exec", "long", "sh", "-c", "sleep 3; echo woken"]);
+    let asleep = asleep.stdout(std::process::Stdio::piped()).spawn()?;
+    std::thread::sleep(std::time::Duration::from_millis(500));
+
+    board.kill_agent()?;
+    board.start_agent_as(&next, &[])?;
+    assert_eq!(shim()?, before, "it is the same process");
+    let runs = std::fs::metadata(format!("/proc/{before}/exe"))?.len();
+    assert_eq!(runs, std::fs::metadata(&next)?.len(), "it is the other program");
+    let kept: Vec<_> = std::fs::read_dir(format!("/proc/{before}/fd"))?.flatten().map(|it| it.path()).collect();
+    let state =
+        kept.iter().filter(|it| std::fs::read_link(it).is_ok_and(|it| it.starts_with("/memfd:coracle-shim")));
+    assert_eq!(state.count(), 0, "what it was given is let go");
+
+    assert_eq!(board.service("long")?["pid"], pid);
+    http("127.0.0.1:8080", "/").context("its port is published")?;
+    assert_eq!(board.coracle(&["exec", "long", "echo", "there"])?, "there\n");
+    board.coracle(&["exec", "short", "touch", "/end"])?;
+    board.wait_for_service("short", "state", json!("exited"))?;
+    assert_eq!(board.service("short")?["exit_code"], 7);
+    assert!(board.coracle(&["logs", "short"])?.contains("last words"));
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    let logs = board.coracle(&["logs", "--no-log-prefix", "long"])?;
+    let lines: Vec<&str> = logs.lines().collect();
+    ensure!(lines.len() > 40, "{} lines", lines.len());
+    for (number, line) in lines.iter().enumerate() {
+        let wanted = if number % 2 == 0 { format!("line {}", number / 2) } else { ".".to_owned() };
+        assert_eq!(*line, wanted, "no line is lost, torn or there twice");
+    }
+    // A command of before ends where it was; nobody is left who waits for it.
+    drop(asleep.wait_with_output()?);
+    board.coracle(&["restart", "long"])?;
+    wait_for("its port: its network outlived the program that held it", || {
+        Ok(http("127.0.0.1:8080", "/").is_ok())
+    })?;
+    Ok(())
+}
+
+#[test]
 fn an_agent_that_is_killed_at_any_moment_finds_the_same_containers_and_leaks_nothing() -> anyhow::Result<()> {
     needs!("docker-registry", "skopeo", "nft", "busybox", "ip");
     let board = up(TWO)?;

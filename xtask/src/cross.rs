@@ -257,6 +257,8 @@ impl Chain {
         println!("cargo {} --target {}", words.join(" "), target.name);
         let mut command = Command::new(env!("CARGO"));
         command.args(words).args(["--target", target.name]);
+        // What it makes is looked for there, wherever the rest of this workspace is built.
+        command.env("CARGO_TARGET_DIR", "target");
         command.env("RUSTC_BOOTSTRAP", "1").env("CARGO_UNSTABLE_BUILD_STD", "std,panic_abort");
         let mut flags = "-C link-self-contained=no".to_owned();
         if panic == Panic::Abort {

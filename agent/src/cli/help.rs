@@ -232,6 +232,14 @@ const COMMANDS: &[About] = &[
         internal: false,
     },
     About {
+        name: "self-update",
+        usage: "self-update FILE | --own",
+        line: "another program for agent and shim of a board, without a reboot",
+        options: &[("--own", "back to the image's own")],
+        examples: &["coracle self-update /mnt/data/coracle-0.2"],
+        internal: true,
+    },
+    About {
         name: "completion",
         usage: "completion bash|zsh|fish",
         line: "print a completion script",
@@ -246,6 +254,7 @@ const COMMANDS: &[About] = &[
         options: &[
             ("--supervised", "somebody else starts the shim (coracle init)"),
             ("--safe", "do no step of a plan; what runs goes on"),
+            ("--board", "take config.json from the boot partition of an image of ours"),
         ],
         examples: &[],
         internal: true,
@@ -296,6 +305,7 @@ pub fn print(command: &str) -> Done {
             | "shutdown"
             | "completion"
             | "agent"
+            | "self-update"
             | "shim"
             | "version"
     );

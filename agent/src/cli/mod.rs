@@ -9,6 +9,7 @@ mod help;
 pub(crate) mod options;
 mod preload;
 mod progress;
+mod self_update;
 mod service;
 pub(crate) mod table;
 pub(crate) mod terminal;
@@ -18,7 +19,6 @@ mod view;
 use crate::control::ClientError;
 use crate::engine::Refusal;
 use crate::exit::Code;
-use crate::paths::Paths;
 use options::{Options, Usage};
 use std::io::Write;
 use std::os::fd::AsFd;
@@ -133,7 +133,7 @@ fn dispatch() -> Done {
 fn run(command: &str, options: &Options) -> Done {
     match command {
         "agent" => agent(options),
-        "shim" => shim(&options.paths),
+        "shim" => shim(options),
         "up" => up::up(options),
         "down" => service::down(options),
         "stop" | "start" | "restart" => service::order(command, options),
@@ -148,6 +148,7 @@ fn run(command: &str, options: &Options) -> Done {
         "df" => view::df(options),
         "inspect" => view::inspect(options),
         "status" => view::status(options),
+        "self-update" => self_update::self_update(options),
         "stats" => view::stats(options),
         "top" => view::top(options),
         "exec" => exec::exec(options),
@@ -181,12 +182,15 @@ fn log_to_stderr() -> Result<(), Failed> {
 }
 
 /// The shim has one thread: no runtime is made before it.
-fn shim(paths: &Paths) -> Done {
+fn shim(options: &Options) -> Done {
     coracle_runtime::own::protect().map_err(|error| {
         Failed::new(Code::Internal, format!("keeping this program from being changed: {error}"))
     })?;
     log_to_stderr()?;
-    coracle_runtime::shim::run(&paths.run)
+    let run = &options.paths.run;
+    options
+        .state
+        .map_or_else(|| coracle_runtime::shim::run(run), |state| coracle_runtime::shim::go_on(run, state))
         .map_err(|error| Failed::new(Code::Internal, crate::engine::chain(&error)))?;
     Ok(Code::Done)
 }

@@ -85,9 +85,13 @@ pub struct Options {
     pub interactive: bool,
     /// `-t` of exec, `-T` switches it off.
     pub tty: Option<bool>,
+    /// `--own`, of self-update.
+    pub own: bool,
+    /// `--continue`, of the shim: the descriptor with what it knew as another program.
+    pub state: Option<i32>,
     /// `--privileged`.
     pub privileged: bool,
-    /// `--supervised` and `--safe`, of the agent.
+    /// `--supervised`, `--safe` and `--board`, of the agent.
     pub mode: Mode,
     /// Everything that is no option.
     pub rest: Vec<String>,
@@ -149,6 +153,9 @@ impl Options {
                 }
                 Long("supervised") => options.mode.supervised = true,
                 Long("safe") => options.mode.safe = true,
+                Long("board") => options.mode.board = true,
+                Long("own") => options.own = true,
+                Long("continue") => options.state = Some(arguments.value()?.parse()?),
                 Long("privileged") => options.privileged = true,
                 Value(value) => {
                     options.rest.push(value.to_string_lossy().into_owned());

@@ -70,8 +70,9 @@ pub fn ps(options: &Options) -> Done {
         })
         .collect();
     table::print(&["SERVICE", "IMAGE", "STATE", "PORTS", "WAITS"], &rows);
-    let notices = Agent::status(&options.paths)?.notices;
-    notices.iter().for_each(|notice| say!("note: {notice}"));
+    let status = Agent::status(&options.paths)?;
+    status.notices.iter().for_each(|notice| say!("note: {notice}"));
+    status.lacks.iter().for_each(|lack| say!("board: {lack}"));
     Ok(Code::Done)
 }
 

@@ -24,6 +24,7 @@ pub use shim::ensure as ensure_shim;
 
 use crate::clock::{boot_now, unix_now};
 use crate::current::{Current, Failed, Identity, KnownImage, LiveNetwork};
+use crate::device::Device;
 use crate::execute::{Context, Gate, Started, StepError};
 use crate::paths::Paths;
 use crate::plan::{self, Action, Plan};
@@ -136,6 +137,8 @@ pub struct Engine {
     /// The machine goes down: nothing is wanted any more, and the target stays for the next boot.
     going_down: bool,
     shim_pid: i32,
+    /// What is wrong with the board.
+    lacks: Vec<String>,
     target: Target,
     images: BTreeMap<String, KnownImage>,
     unnamed: BTreeSet<String>,
@@ -266,6 +269,10 @@ impl Loop {
             status: status_sender,
             keeper: Rc::new(keeper::Keeper::new(Rc::clone(&client))),
             order: 0,
+            lacks: match mode.board {
+                true => Device::default().take_up(|name| Ok(nix::unistd::sethostname(name)?)),
+                false => Vec::new(),
+            },
         };
         engine.read_disk()?;
         engine.remove_unwanted_logs();

@@ -13,6 +13,7 @@ impl Engine {
             steps: plan.steps.clone(),
             problems: plan.problems.clone(),
             notices: plan.notices.clone(),
+            lacks: self.lacks.clone(),
             running: self
                 .running
                 .iter()

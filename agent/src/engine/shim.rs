@@ -5,8 +5,11 @@ use super::probe::{End, Execs};
 use crate::paths::Paths;
 use crate::supervisor::Mode;
 use anyhow::Context;
-use coracle_runtime::shim::{Client, ClientError, Connection, Event, Request};
+use coracle_runtime::shim::{Client, ClientError, Connection, Event, Request, STATE};
 use std::cell::RefCell;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::rc::Rc;
@@ -20,6 +23,9 @@ const WAITS: u32 = 3000;
 /// Between two looks; of ours together four seconds, for a board under load.
 const TRY_PAUSE: Duration = Duration::from_millis(20);
 
+/// Until a shim goes on as another program: it has no worker under way then. One that takes longer does so when it can.
+const LONGEST_HANDOVER: Duration = Duration::from_secs(30);
+
 /// Connects to the shim and hears its events; starts one when there is none.
 ///
 /// # Errors
@@ -30,9 +36,61 @@ pub async fn connect(paths: &Paths, mode: Mode) -> anyhow::Result<Connection> {
     } else {
         ensure(paths).await?;
     }
-    let connection = Client::connect(&paths.shim_socket()).await?;
+    let mut connection = Client::connect(&paths.shim_socket()).await?;
+    if let Some(program) = other_program(connection.shim_pid) {
+        match connection.client.ask(Request::Replace { program, state: STATE }, &[]).await {
+            Ok(_) => {
+                let gone = async { while connection.events.recv().await.is_some() {} };
+                if tokio::time::timeout(LONGEST_HANDOVER, gone).await.is_ok() {
+                    if mode.supervised {
+                        wait(paths).await?
+                    } else {
+                        ensure(paths).await?
+                    }
+                    connection = Client::connect(&paths.shim_socket()).await?;
+                    tracing::info!(pid = connection.shim_pid, "the shim is this program now");
+                } else {
+                    tracing::warn!("the shim stays another program for now");
+                }
+            }
+            // It is of use as it is: both speak the same protocol.
+            Err(error) => tracing::warn!(%error, "the shim stays another program"),
+        }
+    }
     connection.client.tell(Request::Subscribe, &[]).await.context("subscribing to the shim's events")?;
     Ok(connection)
+}
+
+/// This program, when the shim is another one: the agent was replaced, and takes the shim along.
+fn other_program(shim: i32) -> Option<String> {
+    let own = std::env::current_exe().ok()?.into_os_string().into_string().ok()?;
+    let theirs = File::open(format!("/proc/{shim}/exe")).ok()?;
+    let same = same_file(File::open(&own).ok()?, theirs).ok()?;
+    (!same).then_some(own)
+}
+
+/// The same file, or, where the shim runs from a copy in memory, the same bytes.
+fn same_file(one: File, other: File) -> std::io::Result<bool> {
+    let (first, second) = (one.metadata()?, other.metadata()?);
+    if (first.dev(), first.ino()) == (second.dev(), second.ino()) {
+        return Ok(true);
+    }
+    if first.len() != second.len() {
+        return Ok(false);
+    }
+    let (mut one, mut other) = (BufReader::new(one), BufReader::new(other));
+    loop {
+        let (left, right) = (one.fill_buf()?, other.fill_buf()?);
+        let count = left.len().min(right.len());
+        if left[..count] != right[..count] {
+            return Ok(false);
+        }
+        if count == 0 {
+            return Ok(true);
+        }
+        one.consume(count);
+        other.consume(count);
+    }
 }
 
 /// Waits for a shim that somebody else starts.
@@ -121,5 +179,27 @@ impl Ears {
             // The loop may be at its end.
             let _ = ears.sender.send(Message::ShimGone).await;
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_bytes_are_the_same_program() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = |name: &str, bytes: &[u8]| {
+            std::fs::write(folder.path().join(name), bytes).expect("written");
+            File::open(folder.path().join(name)).expect("opened")
+        };
+        let long = vec![7; 100_000];
+        let mut other = long.clone();
+        other[99_999] = 8;
+        let same = |one: File, other: File| same_file(one, other).expect("read");
+        assert!(same(file("a", &long), file("b", &long)));
+        assert!(!same(file("a", &long), file("c", &other)));
+        assert!(!same(file("a", &long), file("d", &long[1..])));
+        assert!(same(File::open(folder.path().join("a")).expect("opened"), file("a", &other)));
     }
 }

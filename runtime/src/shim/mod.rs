@@ -14,6 +14,7 @@
 
 mod children;
 mod client;
+mod handover;
 mod output;
 mod protocol;
 mod ring;
@@ -24,9 +25,10 @@ pub(crate) use output::{pipe, unix_now_ns};
 pub(crate) use transport::{receive_descriptor, wait_readable};
 
 pub use client::{Client, ClientError, Connection};
+pub use handover::STATE;
 pub use protocol::{
     ContainerStatus, Event, ExitStatus, Failure, FailureKind, LogPage, LogRecord, Reply, Request, Stream, chain,
 };
 #[cfg(any(test, fuzzing))]
 pub(crate) use protocol::{FromShim, ToShim, decode_reply, decode_request};
-pub use server::{ServerError, run};
+pub use server::{ServerError, go_on, run};

@@ -113,6 +113,14 @@ pub enum Request {
         /// Columns.
         columns: u16,
     },
+    /// Go on as another program, once no worker is under way; connections end then. Refused when it cannot read what
+    /// this shim knows.
+    Replace {
+        /// Path of the program.
+        program: String,
+        /// The [`crate::shim::STATE`] that it reads.
+        state: u32,
+    },
 }
 
 /// The answer to a [`Request`].

@@ -20,12 +20,12 @@ pub struct Ring {
     cost: usize,
     next: u64,
     dropped: u64,
-    partial: [Partial; 2],
+    partial: [PartialLine; 2],
 }
 
 /// A line whose end has not come yet.
-#[derive(Debug, Default)]
-struct Partial {
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct PartialLine {
     bytes: Vec<u8>,
     started_unix_ns: u64,
     continues: bool,
@@ -60,7 +60,7 @@ impl Ring {
         if !self.partial[stream as usize].bytes.is_empty() {
             self.close_partial(stream, true);
         }
-        self.partial[stream as usize] = Partial::default();
+        self.partial[stream as usize] = PartialLine::default();
     }
 
     fn close_partial(&mut self, stream: Stream, ends: bool) {
@@ -101,6 +101,35 @@ impl Ring {
             page.records.push(record.clone());
         }
         page
+    }
+
+    /// One that was written before: its next number, and what it dropped. Its records are put into it in their order.
+    pub fn again(next: u64, dropped: u64) -> Self {
+        Self { next, dropped, ..Self::default() }
+    }
+
+    /// Puts a record back.
+    pub fn put(&mut self, record: LogRecord) {
+        self.cost += RECORD_COST + record.bytes.len();
+        self.records.push_back(record);
+    }
+
+    /// Puts a line back whose end has not come.
+    pub fn put_partial(&mut self, stream: Stream, line: PartialLine) {
+        self.partial[stream as usize] = line;
+    }
+
+    /// All records, the oldest first.
+    pub fn records(&self) -> impl Iterator<Item = &LogRecord> {
+        self.records.iter()
+    }
+
+    /// Lines whose end has not come.
+    pub fn partial_lines(&self) -> impl Iterator<Item = (Stream, &PartialLine)> {
+        [Stream::Stdout, Stream::Stderr]
+            .into_iter()
+            .zip(&self.partial)
+            .filter(|(_, line)| **line != PartialLine::default())
     }
 
     /// Sequence number of the record that will be written next.

@@ -1,6 +1,7 @@
 //! The shim's loop: one epoll set for clients, workers, output and ended children.
 
 use super::children::{Children, Role};
+use super::handover::{self, ContainerPiece, ExecPiece, Piece, STATE};
 use super::output::{self, Source, Turn, boottime_now_ns, unix_now_ns};
 use super::protocol::{
     ContainerStatus, Event, ExitStatus, Failure, FailureKind, FromShim, LIST_PAGE, MAX_PACKET, Reply, Request,
@@ -19,8 +20,11 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket, socketpair};
 use nix::unistd::Pid;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::convert::Infallible;
+use std::ffi::CString;
 use std::ops::Bound;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -61,6 +65,13 @@ pub enum ServerError {
     /// Another shim listens there.
     #[error("a shim listens at {} already", .0.display())]
     Running(PathBuf),
+    /// What another program knew that was this process before cannot be read.
+    #[error("what this process knew before")]
+    State {
+        /// What is wrong with it.
+        #[source]
+        source: std::io::Error,
+    },
     /// A system call failed.
     #[error("{action}")]
     System {
@@ -184,6 +195,9 @@ struct Shim {
     /// When memory is given back, nanoseconds of the boot clock.
     tidy_ns: Option<u64>,
     ending: bool,
+    folder: PathBuf,
+    /// The program that it is to go on as.
+    successor: Option<String>,
 }
 
 fn quiet_from_now_ns() -> u64 {
@@ -195,16 +209,40 @@ fn quiet_from_now_ns() -> u64 {
 /// # Errors
 /// When it cannot begin: a folder, the socket, another shim.
 pub fn run(folder: &Path) -> Result<(), ServerError> {
-    let mut shim = Shim::new(folder)?;
+    std::fs::create_dir_all(folder).map_err(|source| ServerError::Folder { path: folder.to_owned(), source })?;
+    let shim = Shim::new(folder, listen_at(&folder.join("shim.sock"))?)?;
     tracing::info!(folder = %folder.display(), "shim listens");
-    while !shim.ending {
-        shim.turn()?;
+    shim.run()
+}
+
+/// As [`run`], with what another program knew that was this process before: `state` is the descriptor that it was given.
+///
+/// # Errors
+/// When what it knew cannot be read.
+pub fn go_on(folder: &Path, state: RawFd) -> Result<(), ServerError> {
+    let unfit = |source| ServerError::State { source };
+    let mut pieces = handover::read(handover::taken(state).map_err(unfit)?.into()).map_err(unfit)?.into_iter();
+    let Some(Piece::Begin { numbers, listener, .. }) = pieces.next() else {
+        return Err(unfit(std::io::Error::other("it does not begin")));
+    };
+    let mut shim = Shim::new(folder, handover::taken(listener).map_err(unfit)?)?;
+    shim.next_number = shim.next_number.max(numbers);
+    for piece in pieces {
+        shim.take(piece).map_err(unfit)?;
     }
-    Ok(())
+    tracing::info!(folder = %folder.display(), containers = shim.containers.len(), "shim goes on as another program");
+    shim.run()
 }
 
 impl Shim {
-    fn new(folder: &Path) -> Result<Self, ServerError> {
+    fn run(mut self) -> Result<(), ServerError> {
+        while !self.ending {
+            self.turn()?;
+        }
+        Ok(())
+    }
+
+    fn new(folder: &Path, listener: OwnedFd) -> Result<Self, ServerError> {
         let folders = Folders {
             containers: folder.join("containers"),
             root: folder.join("root"),
@@ -218,7 +256,6 @@ impl Shim {
         sigprocmask(SigmaskHow::SIG_BLOCK, Some(&mask), None).map_err(system("blocking signals"))?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             .map_err(system("watching signals"))?;
-        let listener = listen_at(&folder.join("shim.sock"))?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(system("making the epoll set"))?;
         let mut shim = Self {
             epoll,
@@ -238,6 +275,8 @@ impl Shim {
             buffer: vec![0; MAX_PACKET],
             tidy_ns: Some(quiet_from_now_ns()),
             ending: false,
+            folder: folder.to_owned(),
+            successor: None,
         };
         let number = shim.token(Token::Signals);
         shim.epoll
@@ -286,6 +325,12 @@ impl Shim {
         }
         self.enforce_deadlines();
         self.run_queue();
+        if self.workers.is_empty()
+            && let Some(program) = self.successor.take()
+        {
+            let Err(error) = self.hand_over(&program);
+            tracing::error!(program, %error, "the shim stays the program that it is");
+        }
         if self.tidy_ns.is_some_and(|at| at <= boottime_now_ns()) && self.workers.is_empty() {
             self.tidy_ns = None;
             memory::give_back();
@@ -304,6 +349,145 @@ impl Shim {
         };
         let wait_ms = next.saturating_sub(boottime_now_ns()).div_ceil(1_000_000);
         EpollTimeout::try_from(i32::try_from(wait_ms).unwrap_or(i32::MAX)).unwrap_or(EpollTimeout::ZERO)
+    }
+
+    /// Becomes another program, with all that is known; connections end.
+    fn hand_over(&mut self, program: &str) -> std::io::Result<Infallible> {
+        let mut writer = handover::Writer::new()?;
+        let listener = writer.keep(&self.listener)?;
+        writer.write(&Piece::Begin { state: STATE, numbers: self.next_number, listener })?;
+        for (name, fd) in &self.namespaces {
+            let fd = writer.keep(fd)?;
+            writer.write(&Piece::Namespace { name: name.clone(), fd })?;
+        }
+        for (id, container) in &self.containers {
+            let status = ContainerStatus {
+                log_next: container.ring.next(),
+                log_dropped: container.ring.dropped(),
+                ..container.status.clone()
+            };
+            let piece = ContainerPiece {
+                status,
+                sources: self
+                    .keep_sources(&mut writer, |owner| matches!(owner, Owner::Container(it) if it == id))?,
+                terminal: container.terminal.as_ref().map(|fd| writer.keep(fd)).transpose()?,
+                keeps_log: container.keeps_log,
+                cgroup: container.cgroup.clone(),
+                first_user: container.first_user,
+            };
+            writer.write(&Piece::Container(Box::new(piece)))?;
+            handover::write_ring(&mut writer, id, &container.ring)?;
+        }
+        for (&number, exec) in &self.execs {
+            let piece = ExecPiece {
+                number,
+                container: exec.container.clone(),
+                pid: exec.pid.as_raw(),
+                output: exec.output.clone(),
+                sources: self
+                    .keep_sources(&mut writer, |owner| matches!(owner, Owner::Exec(it) if *it == number))?,
+                exit: exec.exit,
+                deadline_ns: exec.deadline_ns,
+                timed_out: exec.timed_out,
+                contained: exec.contained,
+            };
+            writer.write(&Piece::Exec(Box::new(piece)))?;
+        }
+        // Dropped when there is no other program after all.
+        let (file, _kept) = writer.finish()?;
+        let folder = self.folder.to_string_lossy().into_owned();
+        let number = file.as_raw_fd().to_string();
+        let words = [program, "shim", "--run", &folder, "--continue", &number].map(CString::new);
+        let words = words.into_iter().collect::<Result<Vec<_>, _>>()?;
+        let environment = std::env::vars_os()
+            .filter_map(|(name, value)| CString::new([name.as_bytes(), b"=", value.as_bytes()].concat()).ok());
+        Err(sys::execve(&words[0], &words, &environment.collect::<Vec<_>>()).into())
+    }
+
+    fn keep_sources(
+        &self,
+        writer: &mut handover::Writer,
+        of: impl Fn(&Owner) -> bool,
+    ) -> std::io::Result<Vec<(RawFd, Stream)>> {
+        let sources = self.sources.values().filter(|(_, owner)| of(owner));
+        sources.map(|(source, _)| Ok((writer.keep(&source.fd)?, source.stream))).collect()
+    }
+
+    /// Takes what another program knew.
+    fn take(&mut self, piece: Piece) -> std::io::Result<()> {
+        match piece {
+            Piece::Namespace { name, fd } => {
+                self.namespaces.insert(name, handover::taken(fd)?);
+            }
+            Piece::Container(piece) => {
+                let id = piece.status.id.clone();
+                if let Some(pid) = piece.status.pid {
+                    // Of this process's children, none was reaped since it is this program.
+                    let _ = self.children.claim(Pid::from_raw(pid), Role::Main(id.clone()));
+                }
+                let sources = handover::sources(&piece.sources)?;
+                let container = Container {
+                    ring: Ring::again(piece.status.log_next, piece.status.log_dropped),
+                    status: piece.status,
+                    open_streams: sources.len(),
+                    announced: false,
+                    starting: false,
+                    keeps_log: piece.keeps_log,
+                    cgroup: piece.cgroup,
+                    terminal: piece.terminal.map(handover::taken).transpose()?,
+                    first_user: piece.first_user,
+                };
+                self.containers.insert(id.clone(), container);
+                for source in sources {
+                    self.watch_output(source, Owner::Container(id.clone()));
+                }
+            }
+            Piece::Record { id, record } => {
+                if let Some(container) = self.containers.get_mut(&id) {
+                    container.ring.put(record);
+                }
+            }
+            Piece::Partial { id, stream, line } => {
+                if let Some(container) = self.containers.get_mut(&id) {
+                    container.ring.put_partial(stream, line);
+                }
+            }
+            Piece::Exec(piece) => {
+                let pid = Pid::from_raw(piece.pid);
+                if piece.exit.is_none() {
+                    let _ = self.children.claim(pid, Role::Exec(piece.number));
+                }
+                let sources = handover::sources(&piece.sources)?;
+                let exec = Exec {
+                    container: piece.container,
+                    pid,
+                    output: piece.output,
+                    open_streams: sources.len(),
+                    exit: piece.exit,
+                    deadline_ns: piece.deadline_ns,
+                    timed_out: piece.timed_out,
+                    contained: piece.contained,
+                };
+                self.execs.insert(piece.number, exec);
+                for source in sources {
+                    self.watch_output(source, Owner::Exec(piece.number));
+                }
+            }
+            Piece::Begin { .. } | Piece::End => {}
+        }
+        Ok(())
+    }
+
+    /// It will go on as another program, when nothing is under way.
+    fn replace(&mut self, program: String, state: u32) -> Result<Reply, Failure> {
+        if state != STATE {
+            let reason = format!("it reads version {state} of what this shim knows, which is {STATE}");
+            return Err(Failure::new(FailureKind::Refused, reason));
+        }
+        handover::is_runnable(&program)
+            .map_err(|error| Failure::new(FailureKind::Refused, format!("{program}: {error}")))?;
+        self.successor = Some(program);
+        Ok(Reply::Done)
     }
 
     fn on_signals(&mut self) {
@@ -533,6 +717,7 @@ impl Shim {
                 Reply::Done
             }
             Request::Resize { id, rows, columns } => self.resize(&id, rows, columns)?,
+            Request::Replace { program, state } => self.replace(program, state)?,
             Request::Start { .. } | Request::Exec { .. } | Request::Delete { .. } => {
                 return Err(Failure::new(FailureKind::Internal, "the request needs a worker"));
             }
@@ -605,7 +790,7 @@ impl Shim {
     // ---- requests that need a worker ----
 
     fn run_queue(&mut self) {
-        while self.workers.len() < MAX_WORKERS {
+        while self.workers.len() < MAX_WORKERS && self.successor.is_none() {
             let Some(Queued { asker, request, mut descriptors }) = self.queue.pop_front() else {
                 return;
             };

@@ -37,6 +37,8 @@ pub struct Parts<'a> {
     pub preload: Option<&'a Path>,
     /// A loader before the first partition, and its place in bytes.
     pub raw: Option<(&'a Path, u64)>,
+    /// The boot partition has SYSLINUX in its first sector.
+    pub syslinux: bool,
     /// Partition table.
     pub table: Table,
     /// Seconds since 1970 that every time in it is.
@@ -140,7 +142,10 @@ fn fat(parts: &Parts<'_>, work: &Path) -> anyhow::Result<PathBuf> {
     let file = work.join("boot.fat");
     let _ = std::fs::remove_file(&file);
     let size = (BOOT_MIB * 1024).to_string();
-    run(Command::new("mkfs.vfat").args(["--invariant", "-F", "32", "-n", "CORACLE", "-C"]).arg(&file).arg(size))?;
+    // Where it begins on the disk, for code that finds its own rest there.
+    let begin = (MIB / SECTOR).to_string();
+    let words = ["--invariant", "-F", "32", "-n", "CORACLE", "-h", &begin, "-C"];
+    run(Command::new("mkfs.vfat").args(words).arg(&file).arg(size))?;
     let mut names: Vec<PathBuf> = std::fs::read_dir(parts.boot)?.flatten().map(|entry| entry.path()).collect();
     names.sort();
     let touch = format!("find {} -exec touch -h -d @{} {{}} +", parts.boot.display(), parts.epoch);
@@ -148,6 +153,15 @@ fn fat(parts: &Parts<'_>, work: &Path) -> anyhow::Result<PathBuf> {
     let mut copy = Command::new("mcopy");
     copy.env("TZ", "UTC").args(["-s", "-m", "-i"]).arg(&file).args(names).arg("::");
     run(&mut copy)?;
+    if parts.syslinux {
+        // It writes files with the time of day; of that there is one.
+        let time =
+            Command::new("date").args(["-u", "+%F %T", "-d", &format!("@{}", parts.epoch)]).output()?.stdout;
+        let time = String::from_utf8(time)?;
+        let mut install = Command::new("faketime");
+        install.env("TZ", "UTC").args(["-f", time.trim(), "syslinux", "--install"]).arg(&file);
+        run(&mut install)?;
+    }
     Ok(file)
 }
 

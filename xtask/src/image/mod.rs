@@ -9,7 +9,7 @@
 
 pub mod board;
 mod card;
-mod ramdisk;
+pub mod ramdisk;
 mod root;
 mod unified;
 
@@ -66,6 +66,9 @@ impl Default for Options<'_> {
 /// What cannot be fetched or built.
 pub fn build(board: &Board, options: Options<'_>, name: &str) -> anyhow::Result<Image> {
     install::packages(TOOLS)?;
+    if board.start == Start::Bios {
+        install::packages(&["syslinux", "faketime"])?;
+    }
     let program = cross::build(board.target)?;
     let folder = std::path::absolute(Path::new(FOLDER).join(board.slug))?;
     std::fs::create_dir_all(&folder)?;
@@ -80,7 +83,7 @@ pub fn build(board: &Board, options: Options<'_>, name: &str) -> anyhow::Result<
     std::fs::create_dir(&boot)?;
     let ramdisk = ramdisk(board, &program, &kernel, &work.join("ramdisk"))?;
     match board.start {
-        Start::Files | Start::Loader => {
+        Start::Files | Start::Loader | Start::Bios => {
             std::fs::copy(&kernel.image, boot.join("vmlinuz"))?;
             std::fs::write(boot.join("initrd.img"), ramdisk)?;
             std::fs::write(boot.join("cmdline.txt"), format!("{}\n", board.command_line))?;
@@ -144,6 +147,7 @@ pub fn build(board: &Board, options: Options<'_>, name: &str) -> anyhow::Result<
             root: &root,
             preload: options.preload,
             raw: raw.as_ref().map(|(file, place)| (file.as_path(), *place)),
+            syslinux: board.start == Start::Bios,
             table: board.table,
             epoch,
         },
@@ -181,11 +185,24 @@ fn epoch() -> anyhow::Result<u64> {
     text.trim().parse().context("the last commit has no time")
 }
 
-struct Kernel {
-    image: PathBuf,
+/// Debian's kernel of a board.
+#[derive(Debug)]
+pub struct Kernel {
+    /// The kernel itself.
+    pub image: PathBuf,
     /// `lib/modules/RELEASE`.
-    modules: PathBuf,
+    pub modules: PathBuf,
     trees: PathBuf,
+}
+
+/// Fetches it.
+///
+/// # Errors
+/// When it cannot be fetched.
+pub fn kernel_of(board: &Board) -> anyhow::Result<Kernel> {
+    let folder = std::path::absolute(Path::new(FOLDER).join(board.slug))?;
+    std::fs::create_dir_all(&folder)?;
+    kernel(board, &Suites::open_for(&folder.join("debian"), &["stable"], Some(board.architecture))?, &folder)
 }
 
 fn kernel(board: &Board, suites: &Suites, folder: &Path) -> anyhow::Result<Kernel> {

@@ -1,7 +1,7 @@
 //! The root slot: read-only, with nothing of a distribution but what has a reason. Each file's reason is in
 //! `usr/share/coracle/manifest`.
 
-use super::board::{Board, COMMON, EARLY, RADIO};
+use super::board::{Board, COMMON, EARLY, RADIO, Table};
 use anyhow::{Context, ensure};
 use object::{Object, ObjectSection};
 use std::collections::BTreeMap;
@@ -164,9 +164,13 @@ impl Tree<'_> {
     }
 
     fn configuration(&mut self, parts: &Parts<'_>) -> anyhow::Result<()> {
+        // The fourth of an MBR is the one that holds the others.
+        let state = if parts.board.table == Table::Mbr { 5 } else { 4 };
         let settings = format!(
-            "# What this image is; the kernel's command line is stronger (coracle.KEY=VALUE).\nbuilt={}\n",
-            parts.epoch
+            "# What this image is; the kernel's command line is stronger (coracle.KEY=VALUE).\nbuilt={}\n\
+             state=LABEL=coracle-state,PARTITION={state}\ndata=LABEL=coracle-data,PARTITION={}\n",
+            parts.epoch,
+            state + 1
         );
         self.write("etc/coracle/image.conf", &settings, "settings of the first process")?;
         self.write("etc/machine-id", "", "the device's own is mounted over it")?;

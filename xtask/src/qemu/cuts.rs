@@ -4,13 +4,12 @@
 //! One boot does all that while every write to its card is recorded. Then cards are made as cuts would have left them,
 //! and the board is booted from each.
 
-use super::emulator::Disk;
+use super::emulator::Turn;
 use super::{Answers, Given, Lab, outside};
-use crate::image::board::{Board, Start};
+use crate::image::board::Board;
 use anyhow::{Context, bail, ensure};
 use coracle_tests::powercut::{Fate, Numbers, Record, image};
 use std::fs::File;
-use std::sync::Mutex;
 use std::time::Duration;
 
 /// The boot in which everything is done, and one after a cut.
@@ -36,7 +35,7 @@ struct Cut {
 /// # Errors
 /// Boards that do not come up right.
 pub fn cut(board: &'static Board, count: usize) -> anyhow::Result<()> {
-    ensure!(board.start != Start::Loader, "{}: its kernel cannot be told which boot is recorded", board.slug);
+    ensure!(board.takes_words(), "{}: its kernel cannot be told which boot is recorded", board.slug);
     let given = Given { name: "cuts", script: include_str!("../../../tests/qemu/cuts.sh"), modules: &[] };
     let lab = Lab::new(board, given, |_, _, share| {
         Ok(std::fs::write(share.join("cuts.yaml"), include_str!("../../../tests/qemu/cuts.yaml"))?)
@@ -48,30 +47,15 @@ pub fn cut(board: &'static Board, count: usize) -> anyhow::Result<()> {
         for (name, release) in [("one:1", 1), ("two:1", 1), ("one:2", 2)] {
             outside.push(&image(lab.parts.app()?, &name[..3], release), name)?;
         }
-        let disk = Disk { file: &card, record: Some(&path) };
-        let heard = lab.boot_recorded(1, &disk, "test=record", LONGEST)?;
+        let turn = Turn { record: Some(&path), words: "test=record", ..Turn::new(&card) };
+        let heard = lab.turn_on(1, &turn, LONGEST)?;
         let wanted = heard.answers;
         ensure!(wanted.contains_key("volume") && !wanted.contains_key("waits"), "{}", heard.said.join("\n"));
         let record = Record::open(&path)?;
         let cuts = moments(&record, count)?;
-        let (next, wrong) = (Mutex::new(cuts.iter()), Mutex::new(Vec::new()));
-        std::thread::scope(|scope| {
-            // They are in this thread's namespaces.
-            for worker in 0..std::thread::available_parallelism().map_or(1, usize::from) {
-                let (lab, record, next, wrong, wanted) = (&lab, &record, &next, &wrong, &wanted);
-                scope.spawn(move || {
-                    while let Some(cut) = next.lock().ok().and_then(|mut it| it.next()) {
-                        if let Err(error) = after(lab, record, worker, *cut, wanted)
-                            && let Ok(mut wrong) = wrong.lock()
-                        {
-                            println!("{cut:?}: {error:#}");
-                            wrong.push(format!("{cut:?}: {error:#}"));
-                        }
-                    }
-                });
-            }
+        let wrong = lab.each(&cuts, |worker, cut| {
+            after(&lab, &record, worker, *cut, &wanted).with_context(|| format!("{cut:?}"))
         });
-        let wrong = wrong.into_inner().unwrap_or_default();
         println!("{}: {} cuts, {} boards that did not come up right", board.slug, cuts.len(), wrong.len());
         ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
         Ok(())
@@ -108,7 +92,7 @@ fn after(lab: &Lab, record: &Record, worker: usize, cut: Cut, wanted: &Answers) 
     let disk = File::options().write(true).open(&card)?;
     record.replay(&disk, 0, cut.request, || if cached { numbers.fate(clean) } else { Fate::Written })?;
     drop(disk);
-    let heard = lab.boot_recorded(2, &Disk { file: &card, record: None }, "test=cut", LONGEST)?;
+    let heard = lab.turn_on(2, &Turn { words: "test=cut", ..Turn::new(&card) }, LONGEST)?;
     let at = |name: &str| heard.answers.get(name).map(String::as_str).unwrap_or_default();
     println!("  {}, request {}: {}", STAGES[cut.stage], cut.request, at("target"));
     let layers = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();

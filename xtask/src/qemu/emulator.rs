@@ -67,17 +67,17 @@ impl Emulator {
         Ok(std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))?)
     }
 
-    /// A board with a disk, and more words for its kernel's command line; its console is not connected.
+    /// A board; its console is not connected.
     ///
     /// # Errors
     /// When QEMU has no loader.
-    pub fn board(&self, posed: Posed<'_>, disk: &Disk<'_>, words: &str) -> anyhow::Result<Command> {
+    pub fn board(&self, posed: Posed<'_>, turn: &Turn<'_>) -> anyhow::Result<Command> {
         let Posed { board, image, memory_mib } = posed;
         let (program, machine) = board.machine.split_first().context("a machine")?;
         let mut command = self.command(program)?;
         let share = self.folder.join("usr/share").display().to_string();
         command.args(machine.iter().map(|word| word.replace("SHARE", &share))).args(TIME);
-        let words = format!("{} loglevel=5 panic=10 {words}", board.emulated);
+        let words = format!("{} loglevel=5 panic=10 {}", board.emulated, turn.words);
         match board.start {
             Start::Files => {
                 command.arg("-kernel").arg(&image.kernel).arg("-initrd").arg(&image.ramdisk);
@@ -86,15 +86,16 @@ impl Emulator {
                 }
                 command.args(["-append", format!("{} {words}", board.command_line).trim_end()]);
             }
-            Start::Loader => {}
+            Start::Loader | Start::Bios => {}
             // systemd-stub(7): more words for the kernel, from who makes the virtual machine.
             Start::Uefi { .. } => {
                 let words = format!("type=11,value=io.systemd.stub.kernel-cmdline-extra={}", words.trim());
                 command.args(["-smbios", &words]);
             }
         }
-        let drive = disk.drive();
-        command.args(board.disk.iter().map(|word| word.replace("DRIVE", &drive))).args(board.network);
+        let drive = turn.drive();
+        command.args(board.disk.iter().map(|word| word.replace("DRIVE", &drive)));
+        command.args(if turn.alone { &["-nic", "none"] } else { board.network }).args(turn.more);
         if let Some(memory) = memory_mib {
             command.args(["-m", &memory.to_string()]);
         }
@@ -102,7 +103,11 @@ impl Emulator {
         Ok(command)
     }
 
-    fn command(&self, program: &str) -> anyhow::Result<Command> {
+    /// One of its programs.
+    ///
+    /// # Errors
+    /// When it has no loader.
+    pub fn command(&self, program: &str) -> anyhow::Result<Command> {
         let libraries = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"].map(|it| self.folder.join(it));
         let loader = libraries.iter().map(|it| it.join("ld-linux-x86-64.so.2")).find(|it| it.exists());
         let path = libraries.iter().map(|it| it.display().to_string()).collect::<Vec<_>>().join(":");
@@ -136,18 +141,30 @@ pub struct Posed<'a> {
     pub memory_mib: Option<u32>,
 }
 
-/// The disk of a board.
-pub struct Disk<'a> {
-    /// Its content.
-    pub file: &'a Path,
+/// A boot of a board.
+#[derive(Debug, Clone, Copy)]
+pub struct Turn<'a> {
+    /// Content of its disk.
+    pub disk: &'a Path,
     /// Where each write to it is recorded.
     pub record: Option<&'a Path>,
+    /// More words for the kernel's command line.
+    pub words: &'a str,
+    /// Without a network.
+    pub alone: bool,
+    /// More words for QEMU.
+    pub more: &'a [&'a str],
 }
 
-impl Disk<'_> {
-    /// `-drive` of it, without how it is connected.
+impl<'a> Turn<'a> {
+    /// As it is.
+    pub fn new(disk: &'a Path) -> Self {
+        Self { disk, record: None, words: "", alone: false, more: &[] }
+    }
+
+    /// `-drive` of its disk, without how it is connected.
     fn drive(&self) -> String {
-        let file = self.file.display();
+        let file = self.disk.display();
         match self.record {
             None => format!("file={file},format=raw"),
             Some(record) => format!(
@@ -176,13 +193,13 @@ impl Drop for Running {
 }
 
 impl Running {
-    /// Turns it on. `words`: more for the kernel's command line.
+    /// Turns it on.
     ///
     /// # Errors
     /// When QEMU does not start.
-    pub fn start(emulator: &Emulator, posed: Posed<'_>, disk: &Disk<'_>, words: &str) -> anyhow::Result<Self> {
-        let mut command = emulator.board(posed, disk, words)?;
-        let monitor = disk.file.with_extension("monitor");
+    pub fn start(emulator: &Emulator, posed: Posed<'_>, turn: &Turn<'_>) -> anyhow::Result<Self> {
+        let mut command = emulator.board(posed, turn)?;
+        let monitor = turn.disk.with_extension("monitor");
         command.args(["-monitor", &format!("unix:{},server,nowait", monitor.display()), "-serial", "stdio"]);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
         let mut child = command.spawn().context("starting QEMU")?;

@@ -4,6 +4,9 @@ pub mod cuts;
 pub mod demo;
 mod emulator;
 pub mod figures;
+pub mod harms;
+pub mod storm;
+pub mod suites;
 pub mod test;
 
 use crate::debian::{Suites, run};
@@ -12,10 +15,11 @@ use crate::image::{self, Image, Options};
 use anyhow::{Context, ensure};
 use coracle_tests::board::Board as Outside;
 use coracle_tests::image::Image as ContainerImage;
-use emulator::{Disk, Emulator, Posed, Running};
+use emulator::{Emulator, Posed, Running, Turn};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// Answers of a boot, by name.
@@ -126,19 +130,19 @@ impl Lab {
     /// # Errors
     /// When it says nothing for long, or takes longer than `longest`.
     pub fn boot(&self, boot: u32, card: &Path, words: &str, longest: Duration) -> anyhow::Result<Heard> {
-        let heard = self.boot_recorded(boot, &Disk { file: card, record: None }, words, longest)?;
+        let heard = self.turn_on(boot, &Turn { words, ..Turn::new(card) }, longest)?;
         for (name, value) in &heard.answers {
             println!("  {name}: {value}");
         }
         Ok(heard)
     }
 
-    fn boot_recorded(&self, boot: u32, disk: &Disk<'_>, words: &str, longest: Duration) -> anyhow::Result<Heard> {
+    fn turn_on(&self, boot: u32, turn: &Turn<'_>, longest: Duration) -> anyhow::Result<Heard> {
         let begun = Instant::now();
-        let mut running = Running::start(&self.emulator, self.posed(), disk, words)?;
+        let mut running = Running::start(&self.emulator, self.posed(), turn)?;
         let ended = running.hear(longest * self.parts.board.patience);
         let said = std::mem::take(&mut running.said);
-        std::fs::write(disk.file.with_extension(format!("boot{boot}.log")), said.join("\n"))?;
+        std::fs::write(turn.disk.with_extension(format!("boot{boot}.log")), said.join("\n"))?;
         ended?;
         println!(
             "{} {} boot {boot}, {:.0} s",
@@ -160,14 +164,36 @@ impl Lab {
     /// # Errors
     /// When QEMU does not start, or fails.
     pub fn talk(&self, card: &Path) -> anyhow::Result<()> {
-        let disk = Disk { file: card, record: None };
-        let status = self.emulator.board(self.posed(), &disk, "")?.args(["-serial", "mon:stdio"]).status()?;
+        let status =
+            self.emulator.board(self.posed(), &Turn::new(card))?.args(["-serial", "mon:stdio"]).status()?;
         ensure!(status.success(), "QEMU ended with {status}");
         Ok(())
     }
 
     fn posed(&self) -> Posed<'_> {
         Posed { board: self.parts.board, image: &self.image, memory_mib: self.memory_mib }
+    }
+
+    /// Does something with each, as many at once as there are processors; what went wrong.
+    fn each<T: Sync>(&self, items: &[T], deed: impl Fn(usize, &T) -> anyhow::Result<()> + Sync) -> Vec<String> {
+        let (next, wrong) = (Mutex::new(items.iter()), Mutex::new(Vec::new()));
+        std::thread::scope(|scope| {
+            // They are in this thread's namespaces.
+            for worker in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+                let (next, wrong, deed) = (&next, &wrong, &deed);
+                scope.spawn(move || {
+                    while let Some(item) = next.lock().ok().and_then(|mut it| it.next()) {
+                        if let Err(error) = deed(worker, item)
+                            && let Ok(mut wrong) = wrong.lock()
+                        {
+                            println!("{error:#}");
+                            wrong.push(format!("{error:#}"));
+                        }
+                    }
+                });
+            }
+        });
+        wrong.into_inner().unwrap_or_default()
     }
 
     fn folder_name(&self) -> String {
