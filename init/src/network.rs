@@ -22,6 +22,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Connections for this boot (NetworkManager.conf(5), section keyfile).
 const CONNECTIONS: &str = "/run/NetworkManager/system-connections";
 
+/// How those begin that are of the boot partition.
+const OURS: &str = "boot-";
+
 /// Connections on a boot partition: one an uplink, some more in words that somebody keeps there.
 const MOST_CONNECTIONS: usize = 64;
 /// Bytes of one; with certificates in it a connection has some KiB.
@@ -68,11 +71,19 @@ fn prepare() -> io::Result<()> {
 /// has them as somebody's editor wrote them.
 fn take_connections(from: &Path) -> io::Result<()> {
     let to = Path::new(CONNECTIONS);
-    if to.exists() {
-        std::fs::remove_dir_all(to)?;
-    }
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(to)?;
+    remove_ours(to)?;
     copy_connections(from, to)
+}
+
+/// What was taken when NetworkManager was started before; what others put there for this boot is theirs.
+fn remove_ours(to: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(to)?.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(OURS) {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 fn copy_connections(from: &Path, to: &Path) -> io::Result<()> {
@@ -97,7 +108,7 @@ fn copy_connections(from: &Path, to: &Path) -> io::Result<()> {
         let text = normal(&files::read_text(from.join(name), MAX_CONNECTION)?);
         // There only files with this end are taken.
         let end = if name.ends_with(".nmconnection") { "" } else { ".nmconnection" };
-        let path = to.join(format!("{name}{end}"));
+        let path = to.join(format!("{OURS}{name}{end}"));
         let mut file = std::fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
         file.write_all(text.as_bytes())?;
     }
@@ -142,9 +153,12 @@ mod tests {
             .iter()
             .map(|it| (it.file_name(), it.metadata().expect("there").permissions().mode() & 0o777))
             .collect();
-        assert_eq!(names, [("home.nmconnection".into(), 0o600), ("work.nmconnection".into(), 0o600)]);
-        let text = std::fs::read_to_string(to.path().join("home.nmconnection")).expect("read");
+        assert_eq!(names, [("boot-home.nmconnection".into(), 0o600), ("boot-work.nmconnection".into(), 0o600)]);
+        let text = std::fs::read_to_string(to.path().join("boot-home.nmconnection")).expect("read");
         assert_eq!(text, "[connection]\nid=home\n");
+        std::fs::write(to.path().join("other.nmconnection"), "").expect("written");
+        remove_ours(to.path()).expect("removed");
+        assert_eq!(std::fs::read_dir(to.path()).expect("listed").count(), 1, "another's stays");
     }
 
     #[test]

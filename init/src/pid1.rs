@@ -557,7 +557,7 @@ fn programs() -> Vec<Program> {
         program(AGENT, &[&own, "agent", "--supervised", "--board", "--data", &data, "--run", RUN]),
         program(PRELOAD, &[&own, "preload", PRELOADED, "--data", &data, "--run", RUN])
             .filter(|_| Path::new(PRELOADED).exists())
-            .map(|it| Program { once: true, ..it }),
+            .map(|it| Program { once: true, unit: it.unit.of_one(), ..it }),
     ]
     .into_iter()
     .flatten()

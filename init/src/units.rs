@@ -18,6 +18,8 @@ use std::time::Duration;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Longest.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// Of a program that has one thing to do, and wrote to the card in vain: it is as well done in a quarter of an hour.
+const LONGEST_PAUSE_OF_ONE: Duration = Duration::from_secs(900);
 /// A run of this length was a good one: pauses begin anew.
 const GOOD_RUN: Duration = Duration::from_secs(60);
 
@@ -70,12 +72,19 @@ pub struct Unit {
     pub state: State,
     /// Ends in a row.
     failures: u32,
+    longest_pause: Duration,
 }
 
 impl Unit {
     /// One that is to be started at once.
     pub fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), state: State::Waiting { at: Duration::ZERO }, failures: 0 }
+        let state = State::Waiting { at: Duration::ZERO };
+        Self { name: name.to_owned(), state, failures: 0, longest_pause: LONGEST_PAUSE }
+    }
+
+    /// One that has one thing to do.
+    pub fn of_one(self) -> Self {
+        Self { longest_pause: LONGEST_PAUSE_OF_ONE, ..self }
     }
 
     /// One that is started when there is something for it to do.
@@ -121,7 +130,7 @@ impl Unit {
             State::Off => return Duration::MAX,
             _ => {}
         }
-        let pause = FIRST_PAUSE.saturating_mul(1 << self.failures.min(16)).min(LONGEST_PAUSE);
+        let pause = FIRST_PAUSE.saturating_mul(1 << self.failures.min(16)).min(self.longest_pause);
         self.failures = self.failures.saturating_add(1);
         self.state = State::Waiting { at: now + pause };
         pause
@@ -225,6 +234,8 @@ mod tests {
         }
         assert_eq!(pauses[..5], [100, 200, 400, 800, 1600]);
         assert_eq!(pauses[11], 30_000);
+        let mut one = Unit::new("x").of_one();
+        assert_eq!((0..20).map(|_| one.ended(now)).last(), Some(LONGEST_PAUSE_OF_ONE));
         unit.started(6, now);
         assert_eq!(unit.ended(now + GOOD_RUN), FIRST_PAUSE);
     }

@@ -552,6 +552,22 @@ pub fn register(fd: OwnedFd) -> std::io::Result<tokio::io::unix::AsyncFd<OwnedFd
     unsafe { tokio::io::unix::AsyncFd::register(fd) }.map_err(std::io::Error::from)
 }
 
+/// Waits until a registered descriptor tells something, and takes one read of it.
+///
+/// # Errors
+/// When the descriptor is broken.
+pub async fn heard(fd: &tokio::io::unix::AsyncFd<OwnedFd>, buffer: &mut [u8]) -> std::io::Result<()> {
+    loop {
+        let mut ready = fd.readable().await?;
+        match nix::unistd::read(fd.get_ref().as_raw_fd(), buffer) {
+            Ok(_) => return Ok(()),
+            Err(Errno::EAGAIN) => ready.clear_ready(),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
 /// Has the kernel begin to write a part of a file to the disk, without waiting for it (sync_file_range(2)).
 ///
 /// # Errors

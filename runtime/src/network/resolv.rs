@@ -1,9 +1,8 @@
 //! Hears when the host's name servers change: `/etc/resolv.conf` (resolv.conf(5)) is replaced by whoever manages the
 //! network, often in a folder that a link leads to.
 
-use nix::errno::Errno;
 use rustix::fs::inotify;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use tokio::io::unix::AsyncFd;
 
@@ -58,15 +57,6 @@ impl Changes {
     /// # Errors
     /// When the descriptor is broken.
     pub async fn wait(&self) -> std::io::Result<()> {
-        let mut buffer = [0; BUFFER];
-        loop {
-            let mut ready = self.fd.readable().await?;
-            match nix::unistd::read(self.fd.get_ref().as_raw_fd(), &mut buffer) {
-                Ok(_) => return Ok(()),
-                Err(Errno::EAGAIN) => ready.clear_ready(),
-                Err(Errno::EINTR) => {}
-                Err(errno) => return Err(errno.into()),
-            }
-        }
+        crate::sys::heard(&self.fd, &mut [0; BUFFER]).await
     }
 }

@@ -229,3 +229,92 @@ pub fn is_runnable(program: &str) -> io::Result<()> {
     rustix::fs::access(program, rustix::fs::Access::EXEC_OK)?;
     if metadata.is_file() { Ok(()) } else { Err(io::Error::other("it is no file")) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn file(bytes: &[u8]) -> File {
+        let mut file: File = memfd_create(c"test", MemFdCreateFlag::MFD_CLOEXEC).expect("a file in memory").into();
+        file.write_all(bytes).expect("written");
+        file.rewind().expect("at its begin");
+        file
+    }
+
+    fn written(pieces: &[Piece]) -> Vec<u8> {
+        let mut writer = Writer::new().expect("a file in memory");
+        pieces.iter().for_each(|piece| writer.write(piece).expect("written"));
+        let (mut file, _kept) = writer.finish().expect("whole");
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).expect("read");
+        bytes
+    }
+
+    fn begin() -> Piece {
+        Piece::Begin { state: STATE, numbers: 7, listener: 3 }
+    }
+
+    #[test]
+    fn what_is_not_whole_or_of_another_version_is_refused() {
+        let mut ring = Ring::default();
+        ring.write(Stream::Stdout, 5, b"one\ntwo\nthree");
+        let mut pieces = vec![begin()];
+        pieces.extend(ring.records().map(|record| Piece::Record { id: "a".into(), record: record.clone() }));
+        for (stream, line) in ring.partial_lines() {
+            pieces.push(Piece::Partial { id: "a".into(), stream, line: line.clone() });
+        }
+        assert_eq!(pieces.len(), 4);
+        let bytes = written(&pieces);
+        assert_eq!(read(file(&bytes)).expect("whole"), pieces);
+        for length in 0..bytes.len() {
+            assert!(read(file(&bytes[..length])).is_err(), "{length} of {}", bytes.len());
+        }
+        assert!(read(file(&written(&pieces[1..]))).is_err(), "it has no begin");
+        let other = Piece::Begin { state: STATE + 1, numbers: 7, listener: 3 };
+        assert!(read(file(&written(&[other]))).is_err());
+    }
+
+    #[test]
+    fn descriptors_stay_open_for_the_next_program_and_only_for_it() {
+        let (reader, _writer) = super::super::output::pipe().expect("a pipe");
+        let closes = || fcntl(reader.as_raw_fd(), FcntlArg::F_GETFD).expect("open") != 0;
+        let mut writer = Writer::new().expect("a file in memory");
+        writer.keep(&reader).expect("kept");
+        assert!(!closes());
+        drop(writer);
+        assert!(closes(), "there was no next program");
+    }
+
+    proptest! {
+        // Each is some hundred KiB of log: enough to have lost lines.
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn a_log_goes_on_as_it_was(chunks in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..9000), 0..60)) {
+            let mut ring = Ring::default();
+            for chunk in &chunks {
+                ring.write(Stream::Stderr, 1, chunk);
+            }
+            let mut again = Ring::again(ring.next(), ring.dropped());
+            ring.records().for_each(|record| again.put(record.clone()));
+            for (stream, line) in ring.partial_lines() {
+                again.put_partial(stream, line.clone());
+            }
+            for ring in [&mut ring, &mut again] {
+                ring.write(Stream::Stderr, 2, b"more\n");
+            }
+            prop_assert_eq!(ring.page(0), again.page(0));
+            prop_assert_eq!((ring.next(), ring.dropped()), (again.next(), again.dropped()));
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = read(file(&bytes));
+            let mut framed = written(&[begin()]);
+            framed.truncate(framed.len() - 5);
+            framed.extend((bytes.len() as u32).to_le_bytes());
+            framed.extend(&bytes);
+            let _ = read(file(&framed));
+        }
+    }
+}

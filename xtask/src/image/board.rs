@@ -69,6 +69,8 @@ pub struct Board {
     pub emulated: &'static str,
     /// How much longer than others it needs, emulated: its processors take turns on one of this machine's.
     pub patience: u32,
+    /// Its timer does not come around: an alarm that is set too late is not missed for an hour.
+    pub timer_is_wide: bool,
     /// Its watchdog works when it is emulated.
     pub watchdog_works: bool,
     /// The least memory in MiB that its image is tried with, where QEMU lets it be chosen.
@@ -151,6 +153,7 @@ pub const BOARDS: &[Board] = &[
         // A register that it lacks; and its watchdog resets at once when it is opened.
         emulated: "initcall_blacklist=bcm2835_power_driver_init coracle.watchdog=0",
         patience: 1,
+        timer_is_wide: false,
         watchdog_works: false,
         least_memory_mib: None,
         emulator: &["qemu-system-arm"],
@@ -179,6 +182,7 @@ pub const BOARDS: &[Board] = &[
         command_line: "console=ttyAMA0,115200 psi=1 gpt",
         emulated: "",
         patience: 1,
+        timer_is_wide: true,
         watchdog_works: false,
         least_memory_mib: Some(64),
         emulator: &["qemu-system-arm"],
@@ -211,6 +215,7 @@ pub const BOARDS: &[Board] = &[
         command_line: "console=ttyS0,115200 psi=1",
         emulated: "",
         patience: 4,
+        timer_is_wide: true,
         watchdog_works: true,
         least_memory_mib: None,
         emulator: &["qemu-system-arm"],
@@ -242,6 +247,7 @@ pub const BOARDS: &[Board] = &[
         command_line: "console=ttyAMA0,115200 psi=1",
         emulated: "",
         patience: 1,
+        timer_is_wide: true,
         watchdog_works: false,
         least_memory_mib: None,
         emulator: &["qemu-system-arm", "qemu-efi-aarch64"],
@@ -284,6 +290,7 @@ pub const BOARDS: &[Board] = &[
         command_line: "console=tty0 console=ttyS0,115200 psi=1",
         emulated: "",
         patience: 1,
+        timer_is_wide: true,
         watchdog_works: false,
         least_memory_mib: None,
         emulator: &["qemu-system-x86", "ovmf"],
@@ -320,6 +327,7 @@ pub const BOARDS: &[Board] = &[
         command_line: "console=tty0 console=ttyS0,115200 psi=1",
         emulated: "",
         patience: 1,
+        timer_is_wide: true,
         watchdog_works: false,
         least_memory_mib: None,
         emulator: &["qemu-system-x86"],

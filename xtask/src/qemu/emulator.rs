@@ -76,7 +76,10 @@ impl Emulator {
         let (program, machine) = board.machine.split_first().context("a machine")?;
         let mut command = self.command(program)?;
         let share = self.folder.join("usr/share").display().to_string();
-        command.args(machine.iter().map(|word| word.replace("SHARE", &share))).args(TIME);
+        command.args(machine.iter().map(|word| word.replace("SHARE", &share)));
+        if !(turn.hurried && board.timer_is_wide) {
+            command.args(TIME);
+        }
         let words = format!("{} loglevel=5 panic=10 {}", board.emulated, turn.words);
         match board.start {
             Start::Files => {
@@ -152,6 +155,9 @@ pub struct Turn<'a> {
     pub words: &'a str,
     /// Without a network.
     pub alone: bool,
+    /// By the clock of this machine, where the board can be: its processors run side by side, and no figure of time means
+    /// anything.
+    pub hurried: bool,
     /// More words for QEMU.
     pub more: &'a [&'a str],
 }
@@ -159,7 +165,7 @@ pub struct Turn<'a> {
 impl<'a> Turn<'a> {
     /// As it is.
     pub fn new(disk: &'a Path) -> Self {
-        Self { disk, record: None, words: "", alone: false, more: &[] }
+        Self { disk, record: None, words: "", alone: false, hurried: false, more: &[] }
     }
 
     /// `-drive` of its disk, without how it is connected.

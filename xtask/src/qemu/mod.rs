@@ -130,7 +130,9 @@ impl Lab {
     /// # Errors
     /// When it says nothing for long, or takes longer than `longest`.
     pub fn boot(&self, boot: u32, card: &Path, words: &str, longest: Duration) -> anyhow::Result<Heard> {
-        let heard = self.turn_on(boot, &Turn { words, ..Turn::new(card) }, longest)?;
+        // Several processors would take turns, and a second of theirs would be one of each.
+        let hurried = self.parts.board.patience > 1;
+        let heard = self.turn_on(boot, &Turn { words, hurried, ..Turn::new(card) }, longest)?;
         for (name, value) in &heard.answers {
             println!("  {name}: {value}");
         }

@@ -1,7 +1,6 @@
 //! Processes that the kernel killed because memory ran out: how many, and when there is another.
 
 use super::{controller, is_v2};
-use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use rustix::fs::inotify;
 use std::fs::File;
@@ -147,16 +146,7 @@ impl OomWatch {
     /// # Errors
     /// When the descriptor is broken.
     pub async fn wait(&self) -> std::io::Result<()> {
-        let mut buffer = [0; BUFFER];
-        loop {
-            let mut ready = self.fd.readable().await?;
-            match nix::unistd::read(self.fd.get_ref().as_raw_fd(), &mut buffer) {
-                Ok(_) => return Ok(()),
-                Err(Errno::EAGAIN) => ready.clear_ready(),
-                Err(Errno::EINTR) => {}
-                Err(errno) => return Err(errno.into()),
-            }
-        }
+        crate::sys::heard(&self.fd, &mut [0; BUFFER]).await
     }
 }
 
