@@ -350,9 +350,9 @@ fn mount_or_memory(
 const FSCK: &str = "/sbin/e2fsck";
 
 /// How a file system is repaired: what is safe, then all (e2fsck(8)). Nobody comes to a board to answer questions, and
-/// one that cannot be mounted is of no use as it is. A first superblock that is lost needs two: the journal is taken in
-/// one, and the rest in the other.
-const REPAIRS: [&str; 3] = ["-p", "-y", "-y"];
+/// one that cannot be mounted is of no use as it is. All of it is looked at, whatever its superblock says. A first
+/// superblock that is lost needs two: the journal is taken in one, and the rest in the other.
+const REPAIRS: [&str; 3] = ["-fp", "-fy", "-fy"];
 
 /// Bytes that are kept of what e2fsck(8) says: one that repairs much says as much.
 const MAX_SAID: usize = 4096;

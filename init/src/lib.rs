@@ -35,6 +35,7 @@ pub mod watchdog;
 pub use boot::{BOOT, DATA, STATE};
 pub use pid1::{LACKS, RELEASED};
 
+use log::complain;
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -61,7 +62,9 @@ pub fn called(arguments: &[OsString]) -> Option<u8> {
 
 fn first() -> u8 {
     if std::process::id() != 1 {
-        eprintln!("coracle init: this is the first process of a board, not of a machine that runs already");
+        complain(format_args!(
+            "coracle init: this is the first process of a board, not of a machine that runs already"
+        ));
         return 2;
     }
     pid1::run()
@@ -73,12 +76,12 @@ fn exec(cgroup: &str, program: &str, arguments: &[&str]) -> u8 {
     let moved = std::fs::create_dir_all(folder).and_then(|()| std::fs::write(folder.join("cgroup.procs"), "0"));
     if let Err(error) = moved {
         // It runs, in the first process's cgroup.
-        eprintln!("{cgroup}: {error}");
+        complain(format_args!("{cgroup}: {error}"));
     }
     // The first process has them all blocked, and a program begins with what it inherits.
     let _ = nix::sys::signal::SigSet::empty().thread_set_mask();
     let error = std::process::Command::new(program).args(arguments).exec();
-    eprintln!("{program}: {error}");
+    complain(format_args!("{program}: {error}"));
     127
 }
 
@@ -89,8 +92,10 @@ fn save() -> u8 {
     match saved {
         Ok(()) => 0,
         Err(error) => {
-            eprintln!("saving the clock: {error}");
-            1
+            complain(format_args!("saving the clock: {error}"));
+            // A full one is not broken.
+            let broken = [libc::EROFS, libc::EIO].map(Some).contains(&error.raw_os_error());
+            if broken { pid1::BROKEN } else { 1 }
         }
     }
 }

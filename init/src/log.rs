@@ -20,6 +20,12 @@ const MAX_RECORD: usize = 900;
 /// `LOG_DAEMON` (syslog(3)), in the place that a record has for it.
 const FACILITY: u8 = 3 << 3;
 
+/// What a child of the first process says before it ends: at once, because where standard error is the kernel's log each
+/// write is a record.
+pub fn complain(text: std::fmt::Arguments<'_>) {
+    let _ = std::io::stderr().write_all(format!("{text}\n").as_bytes());
+}
+
 /// Writes records.
 #[derive(Debug)]
 pub struct Log {

@@ -3,6 +3,7 @@
 
 use crate::boot::{BOOT, STATE};
 use crate::files;
+use crate::log::complain;
 use nix::sched::{CloneFlags, unshare};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount_bind, mount_change, mount_remount};
 use std::io::{self, Write};
@@ -38,7 +39,7 @@ pub fn exec(program: &str, arguments: &[&str]) -> u8 {
         ("connections of the boot partition", take_connections(&Path::new(BOOT).join("system-connections"))),
     ] {
         if let Err(error) = done {
-            eprintln!("{what}: {error}");
+            complain(format_args!("{what}: {error}"));
         }
     }
     let begun = Instant::now();
@@ -46,7 +47,7 @@ pub fn exec(program: &str, arguments: &[&str]) -> u8 {
         std::thread::sleep(LOOK_AGAIN);
     }
     let error = std::process::Command::new(program).args(arguments).exec();
-    eprintln!("{program}: {error}");
+    complain(format_args!("{program}: {error}"));
     127
 }
 
@@ -95,14 +96,17 @@ fn copy_connections(from: &Path, to: &Path) -> io::Result<()> {
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if let Some(reason) = refusal(&name, entry.metadata()?.len()) {
-            eprintln!("system-connections/{name}: {reason}");
+            complain(format_args!("system-connections/{name}: {reason}"));
         } else if entry.file_type()?.is_file() && !is_passed_over(&name) {
             names.push(name);
         }
     }
     names.sort();
     if names.len() > MOST_CONNECTIONS {
-        eprintln!("system-connections: of {} files the first {MOST_CONNECTIONS} are taken", names.len());
+        complain(format_args!(
+            "system-connections: of {} files the first {MOST_CONNECTIONS} are taken",
+            names.len()
+        ));
     }
     for name in names.iter().take(MOST_CONNECTIONS) {
         let text = normal(&files::read_text(from.join(name), MAX_CONNECTION)?);

@@ -12,9 +12,9 @@
 //! Programs say how they are in the datagrams of sd_notify(3): `READY=1`, `WATCHDOG=1`.
 
 use crate::boot::{self, Booted, DATA, STATE};
-use crate::log::{Log, error, info, warning};
+use crate::log::{Log, complain, error, info, warning};
 use crate::shutdown::{Deed, Goal, LONGEST, Phase, Shutdown};
-use crate::units::{Ladder, Rung, SILENCE, State, Trial, Unit, WELL};
+use crate::units::{LEAST_UPTIME, Ladder, Rung, SILENCE, State, Trial, Unit, WELL};
 use crate::watchdog::Watchdog;
 use crate::{clock, early, files, random, swap};
 use nix::errno::Errno;
@@ -46,6 +46,12 @@ const EVENT_BUFFER: usize = 512 * 1024;
 
 /// Saving the clock writes to both partitions; a card that takes longer hangs, and no slow one does.
 const LONGEST_SAVE: Duration = Duration::from_secs(600);
+
+/// Exit code of the child that saves the clock: a partition can be read, and no more.
+pub const BROKEN: u8 = 3;
+
+/// Before it is tried once more whether partitions can be written.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
 /// Bytes of the kernel's log that are kept when the board reboots for its agent's sake.
 const LAST_WORDS: usize = 48 * 1024;
@@ -94,6 +100,8 @@ struct Board {
     sign: Duration,
     watchdog: Option<Watchdog>,
     saver: Saver,
+    /// State or data could not be written when the clock was saved last.
+    broken: bool,
     shutdown: Option<Shutdown>,
     begun: Instant,
 }
@@ -163,7 +171,9 @@ impl Board {
             renewing: false,
             sign: Duration::ZERO,
             watchdog,
-            saver: Saver::Due(begun.elapsed() + clock::SAVED_EVERY),
+            // A board may reboot then, when it cannot write.
+            saver: Saver::Due(LEAST_UPTIME),
+            broken: false,
             shutdown: None,
             log,
             booted,
@@ -242,7 +252,7 @@ impl Board {
             error!(self.log, "the agent has said nothing for {} s: killing it", SILENCE.as_secs());
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
             self.sign = now;
-        } else if now > since + WELL && self.ladder != Ladder::default() && !self.safe {
+        } else if now > since + WELL && !self.broken && self.ladder != Ladder::default() && !self.safe {
             self.ladder.is_well();
             let _ = std::fs::remove_file(reboots());
         }
@@ -271,13 +281,15 @@ impl Board {
     }
 
     /// A process ended; whose it was.
-    fn reaped(&mut self, pid: i32, well: bool, how: &str) {
+    fn reaped(&mut self, pid: i32, code: Option<i32>, how: &str) {
         let now = self.now();
         if matches!(self.saver, Saver::Saving { pid: own, .. } if own == pid) {
-            self.saver = Saver::Due(now + clock::SAVED_EVERY);
+            self.saved(code == Some(BROKEN.into()));
             return;
         }
-        let Some(program) = self.programs.iter_mut().find(|it| it.unit.pid() == Some(pid)) else { return };
+        let well = code == Some(0);
+        let Some(at) = self.programs.iter().position(|it| it.unit.pid() == Some(pid)) else { return };
+        let program = &mut self.programs[at];
         let name = program.unit.name.clone();
         if self.shutdown.is_some() || program.once && well {
             program.unit.state = State::Off;
@@ -311,17 +323,39 @@ impl Board {
             }
             Rung::Reboot => {
                 error!(self.log, "the agent ends again and again: the board reboots");
-                let count = (self.ladder.reboots + 1).to_string();
-                if let Err(error) = files::replace(&reboots(), count.as_bytes()) {
-                    // A board that cannot count its reboots would never stop.
+                if let Err(error) = self.reboot_counted() {
                     error!(self.log, "not rebooting: {}: {error}", reboots().display());
-                    program.unit.state = State::Waiting { at: now + SILENCE };
-                    return;
+                    self.programs[at].unit.state = State::Waiting { at: now + SILENCE };
                 }
-                keep_kernel_log(&self.log);
-                self.order(Goal::Reboot);
             }
         }
+    }
+
+    /// A file system that the kernel found damaged can be read, and no more: it is repaired at the next boot, and nobody
+    /// comes to boot the board. Full is not broken.
+    fn saved(&mut self, broken: bool) {
+        let now = self.now();
+        let before = std::mem::replace(&mut self.broken, broken);
+        self.saver = Saver::Due(now + if broken { LOOK_AGAIN } else { clock::SAVED_EVERY });
+        if !broken || !before {
+            return;
+        }
+        error!(self.log, "state or data cannot be written any more");
+        if !self.ladder.may_reboot(now) {
+            self.saver = Saver::Due(now + clock::SAVED_EVERY);
+        } else if let Err(error) = self.reboot_counted() {
+            error!(self.log, "not rebooting: {}: {error}", reboots().display());
+            self.saver = Saver::Due(now + clock::SAVED_EVERY);
+        }
+    }
+
+    /// Reboots, for what a reboot may help; a board that cannot count its reboots would never stop, and does not begin.
+    fn reboot_counted(&mut self) -> io::Result<()> {
+        let count = (self.ladder.reboots + 1).to_string();
+        files::replace(&reboots(), count.as_bytes())?;
+        keep_kernel_log(&self.log);
+        self.order(Goal::Reboot);
+        Ok(())
     }
 
     /// The image's own program takes the place of one that fails again and again.
@@ -521,7 +555,7 @@ pub fn give_up() -> u8 {
     match moved {
         Ok(()) => 0,
         Err(error) => {
-            eprintln!("{RELEASED}: {error}");
+            complain(format_args!("{RELEASED}: {error}"));
             1
         }
     }
@@ -719,9 +753,9 @@ fn reap(board: &mut Board) {
     loop {
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::Exited(pid, code)) => {
-                board.reaped(pid.as_raw(), code == 0, &format!("exit code {code}"))
+                board.reaped(pid.as_raw(), Some(code), &format!("exit code {code}"))
             }
-            Ok(WaitStatus::Signaled(pid, signal, _)) => board.reaped(pid.as_raw(), false, signal.as_str()),
+            Ok(WaitStatus::Signaled(pid, signal, _)) => board.reaped(pid.as_raw(), None, signal.as_str()),
             Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return,
             Ok(_) | Err(Errno::EINTR) => {}
             Err(_) => return,

@@ -30,7 +30,7 @@ const SAFE_WITHIN: Duration = Duration::from_secs(600);
 const REBOOT_AFTER: usize = 10;
 const REBOOT_WITHIN: Duration = Duration::from_secs(1800);
 /// A board reboots for its agent's sake at most this often in an hour of its life: six times.
-const LEAST_UPTIME: Duration = Duration::from_secs(600);
+pub const LEAST_UPTIME: Duration = Duration::from_secs(600);
 /// Reboots in a row, after which there is none any more.
 const MOST_REBOOTS: u32 = 3;
 /// Ends of a program that took the place of the image's own, within [`REBOOT_WITHIN`]: before safe mode, which the
@@ -196,11 +196,16 @@ impl Ladder {
             if self.reboots >= MOST_REBOOTS {
                 return Rung::Stay { at: now + LAST_PAUSE };
             }
-            if now >= LEAST_UPTIME {
+            if self.may_reboot(now) {
                 return Rung::Reboot;
             }
         }
         if within(SAFE_WITHIN) >= SAFE_AFTER { Rung::Safe } else { Rung::Restart }
+    }
+
+    /// Whether the board may reboot to be helped.
+    pub fn may_reboot(&self, now: Duration) -> bool {
+        now >= LEAST_UPTIME && self.reboots < MOST_REBOOTS
     }
 
     /// It is well.
@@ -258,6 +263,8 @@ mod tests {
         assert_eq!(rungs[..4], [Rung::Restart; 4]);
         assert_eq!(rungs[4..9], [Rung::Safe; 5]);
         assert_eq!(rungs[9], Rung::Reboot);
+        assert!(!ladder.may_reboot(LEAST_UPTIME - seconds(1)) && ladder.may_reboot(LEAST_UPTIME));
+        assert!(!Ladder::new(MOST_REBOOTS).may_reboot(seconds(10_000)));
         let mut after = Ladder::new(MOST_REBOOTS);
         let last = (0..10).map(|n| after.ended(seconds(n))).last();
         assert_eq!(last, Some(Rung::Stay { at: seconds(9) + LAST_PAUSE }));

@@ -4,7 +4,8 @@ export PATH=/tmp/bin:/usr/bin:/usr/sbin
 exec > /dev/console 2>&1
 boot=$(($(cat /mnt/state/test-boot 2> /dev/null || echo 0) + 1))
 echo $boot > /mnt/state/test-boot; sync
-say() { echo "TEST $boot $1"; }
+# A record of the kernel's log, which other records are not in the middle of; a long answer is none.
+say() { echo "<4>TEST $boot $1" > /dev/kmsg 2> /dev/null || echo "TEST $boot $1"; }
 up() { cut -d ' ' -f 1 /proc/uptime; }
 cgroup() { cat /sys/fs/cgroup/system/$1/cgroup.procs; }
 # Waits for a word in the answer of a command, for a bounded time.

@@ -16,6 +16,14 @@ case "$(cat /proc/cmdline)" in
   sync
   say "filled: $(df -k /mnt/data | tail -n 1 | tr -s ' ' | cut -d ' ' -f 4)"
   kill -USR2 1; sleep 1000 ;;
+*test=break*)
+  comes_up 240
+  disk=$(grep ' /mnt/data ' /proc/mounts | cut -d ' ' -f 1)
+  echo 1 > /sys/fs/ext4/${disk##*/}/trigger_fs_error
+  say "data now: $(grep ' /mnt/data ' /proc/mounts | tail -n 1 | grep -o ' r[ow],' | tr -d ' ,')"
+  sleep 3000
+  say "rebooted: no"
+  kill -USR2 1; sleep 1000 ;;
 *test=renew*)
   comes_up 240
   pids() { coracle ps -p preloaded --json | grep -o '"pid":[0-9][0-9]*' | tr '\n' ' '; }

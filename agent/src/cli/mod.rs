@@ -94,7 +94,8 @@ pub fn main() -> u8 {
         Err(Failed { code: Code::Done, .. }) => 0,
         Err(failed) => {
             for line in failed.message.lines() {
-                eprintln!("coracle: {line}");
+                // At once: where this is the kernel's log, each write is a record.
+                let _ = std::io::stderr().write_all(format!("coracle: {line}\n").as_bytes());
             }
             failed.code.number()
         }
@@ -197,6 +198,6 @@ fn shim(options: &Options) -> Done {
 
 fn agent(options: &Options) -> Done {
     log_to_stderr()?;
-    crate::run_agent(options.paths.clone(), options.mode).inspect_err(|error| eprintln!("{error:#}"))?;
+    crate::run_agent(options.paths.clone(), options.mode)?;
     Ok(Code::Done)
 }

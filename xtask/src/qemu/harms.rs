@@ -41,6 +41,8 @@ enum Damage {
     Missing(Part),
     /// Its data partition is full.
     Full,
+    /// The kernel finds its data partition damaged while it runs.
+    Broken,
 }
 
 /// One thing that is wrong.
@@ -125,6 +127,12 @@ const HARMS: &[Harm] = &[
         name: "a full data partition",
         damage: &[Damage::Full],
         wanted: &[("service with room", "there"), ("pull with room", "0")],
+        ..NONE
+    },
+    Harm {
+        name: "a data partition that the kernel finds damaged while the board runs",
+        damage: &[Damage::Broken],
+        told: Some("/mnt/data: it was damaged and is repaired"),
         ..NONE
     },
     Harm {
@@ -239,17 +247,36 @@ fn harmed(lab: &Lab, board: &Board, whole: &Path, worker: usize, harm: &Harm) ->
     let card = whole.with_file_name(format!("harmed{worker}.img"));
     run(Command::new("cp").arg("--sparse=always").arg(whole).arg(&card))?;
     for &one in harm.damage {
-        if let Damage::Full = one {
-            let heard = lab.turn_on(2, &Turn { words: "test=fill", ..Turn::new(&card) }, LONGEST)?;
-            is(&heard.answers, "filled", "0")?;
-        } else {
-            damage(board, &card, one)?;
+        match one {
+            Damage::Full => {
+                let heard = lab.turn_on(2, &Turn { words: "test=fill", ..Turn::new(&card) }, LONGEST)?;
+                is(&heard.answers, "filled", "0")?;
+            }
+            Damage::Broken => {
+                let heard = lab.turn_on(2, &Turn { words: "test=break", ..Turn::new(&card) }, LONGEST)?;
+                is(&heard.answers, "data now", "ro")?;
+                ensure!(
+                    reboots(&heard.said),
+                    "it does not boot again:
+{}",
+                    heard.said.join(
+                        "
+"
+                    )
+                );
+            }
+            one => damage(board, &card, one)?,
         }
     }
     let turn = Turn { words: harm.words, alone: harm.alone, more: harm.more, ..Turn::new(&card) };
     let heard = lab.turn_on(3, &turn, LONGEST)?;
     println!("{}: {:?}", harm.name, heard.answers);
     judge(harm, &heard.answers, &heard.said).with_context(|| heard.said.join("\n"))
+}
+
+/// QEMU ends where the board boots again.
+fn reboots(said: &[String]) -> bool {
+    said.iter().any(|line| line.contains("reboot: Restarting"))
 }
 
 fn judge(harm: &Harm, answers: &Answers, said: &[String]) -> anyhow::Result<()> {
@@ -259,8 +286,7 @@ fn judge(harm: &Harm, answers: &Answers, said: &[String]) -> anyhow::Result<()> 
             on_console("no root: ") && on_console("booting again in 60 s"),
             "it does not say why it has no root"
         );
-        // QEMU ends where the board boots again.
-        ensure!(said.iter().any(|line| line.contains("reboot: Restarting")), "it does not boot again");
+        ensure!(reboots(said), "it does not boot again");
         return Ok(());
     }
     for (name, wanted) in RIGHT {
@@ -312,7 +338,7 @@ fn damage(board: &Board, card: &Path, damage: Damage) -> anyhow::Result<()> {
             let number = number_of(board, part).to_string();
             run(Command::new("sfdisk").args(["-q", "--delete"]).arg(card).arg(number))
         }
-        Damage::Full => Ok(()),
+        Damage::Full | Damage::Broken => Ok(()),
     }
 }
 
