@@ -111,6 +111,41 @@ pub const EARLY: &[&str] = &[
     "br_netfilter", "nf_conntrack_netlink",
 ];
 
+/// PCs with UEFI, and what those without have in common with them.
+const PC: Board = Board {
+    slug: "generic-amd64",
+    architecture: "amd64",
+    kernel: "linux-image-amd64",
+    target: "x86_64-unknown-linux-musl",
+    table: Table::Gpt,
+    start: Start::Uefi { stub: "linuxx64.efi.stub", program: "BOOTX64.EFI" },
+    device_trees: &[],
+    early: &[
+        "squashfs", "ext4", "crc32c_generic", "virtio_pci", "virtio_blk", "mmc_block", "sdhci_pci", "sdhci_acpi",
+        "nvme", "ahci", "ata_piix", "sd_mod", "usb_storage", "uas", "xhci_pci", "ehci_pci",
+    ],
+    modules: &[
+        "virtio_net", "virtio_console", "virtio_rng", "e1000", "e1000e", "igb", "igc", "r8169",
+        "drivers/net/usb/", "i2c_dev", "i2c_i801", "rtl8xxxu", "ath9k_htc", "iTCO_wdt", "sp5100_tco",
+        "qemu_fw_cfg",
+    ],
+    firmware: &[("firmware-realtek", "rtlwifi/rtl8*u*"), ("firmware-ath9k-htc", "ath9k_htc/htc_*")],
+    loader: &[],
+    raw: None,
+    loader_settings: None,
+    signatures: Signatures::Kept,
+    command_line: "console=tty0 console=ttyS0,115200 psi=1",
+    emulated: "",
+    patience: 1,
+    timer_is_wide: true,
+    watchdog_works: false,
+    least_memory_mib: None,
+    emulator: &["qemu-system-x86", "ovmf"],
+    machine: &["qemu-system-x86_64", "-M", "q35", "-m", "256", "-bios", "SHARE/ovmf/OVMF.fd"],
+    disk: &["-drive", "DRIVE,if=none,id=d0", "-device", "virtio-blk-pci,drive=d0"],
+    network: &["-netdev", "user,id=n0", "-device", "virtio-net-pci,netdev=n0,romfile="],
+};
+
 /// All.
 pub const BOARDS: &[Board] = &[
     Board {
@@ -265,57 +300,11 @@ pub const BOARDS: &[Board] = &[
         disk: &["-drive", "DRIVE,if=none,id=d0", "-device", "virtio-blk-pci,drive=d0"],
         network: &["-netdev", "user,id=n0", "-device", "virtio-net-pci,netdev=n0,romfile="],
     },
-    Board {
-        slug: "generic-amd64",
-        architecture: "amd64",
-        kernel: "linux-image-amd64",
-        target: "x86_64-unknown-linux-musl",
-        table: Table::Gpt,
-        start: Start::Uefi { stub: "linuxx64.efi.stub", program: "BOOTX64.EFI" },
-        device_trees: &[],
-        early: &[
-            "squashfs", "ext4", "crc32c_generic", "virtio_pci", "virtio_blk", "mmc_block", "sdhci_pci",
-            "sdhci_acpi", "nvme", "ahci", "ata_piix", "sd_mod", "usb_storage", "uas", "xhci_pci", "ehci_pci",
-        ],
-        modules: &[
-            "virtio_net", "virtio_console", "virtio_rng", "e1000", "e1000e", "igb", "igc", "r8169",
-            "drivers/net/usb/", "i2c_dev", "i2c_i801", "rtl8xxxu", "ath9k_htc", "iTCO_wdt", "sp5100_tco",
-            "qemu_fw_cfg",
-        ],
-        firmware: &[("firmware-realtek", "rtlwifi/rtl8*u*"), ("firmware-ath9k-htc", "ath9k_htc/htc_*")],
-        loader: &[],
-        raw: None,
-        loader_settings: None,
-        signatures: Signatures::Kept,
-        command_line: "console=tty0 console=ttyS0,115200 psi=1",
-        emulated: "",
-        patience: 1,
-        timer_is_wide: true,
-        watchdog_works: false,
-        least_memory_mib: None,
-        emulator: &["qemu-system-x86", "ovmf"],
-        machine: &["qemu-system-x86_64", "-M", "q35", "-m", "256", "-bios", "SHARE/ovmf/OVMF.fd"],
-        disk: &["-drive", "DRIVE,if=none,id=d0", "-device", "virtio-blk-pci,drive=d0"],
-        network: &["-netdev", "user,id=n0", "-device", "virtio-net-pci,netdev=n0,romfile="],
-    },
+    PC,
     Board {
         slug: "genericx86-64",
-        architecture: "amd64",
-        kernel: "linux-image-amd64",
-        target: "x86_64-unknown-linux-musl",
         table: Table::Mbr,
         start: Start::Bios,
-        device_trees: &[],
-        early: &[
-            "squashfs", "ext4", "crc32c_generic", "virtio_pci", "virtio_blk", "mmc_block", "sdhci_pci",
-            "sdhci_acpi", "nvme", "ahci", "ata_piix", "sd_mod", "usb_storage", "uas", "xhci_pci", "ehci_pci",
-        ],
-        modules: &[
-            "virtio_net", "virtio_console", "virtio_rng", "e1000", "e1000e", "igb", "igc", "r8169",
-            "drivers/net/usb/", "i2c_dev", "i2c_i801", "rtl8xxxu", "ath9k_htc", "iTCO_wdt", "sp5100_tco",
-            "qemu_fw_cfg",
-        ],
-        firmware: &[("firmware-realtek", "rtlwifi/rtl8*u*"), ("firmware-ath9k-htc", "ath9k_htc/htc_*")],
         loader: &[("syslinux-common", "usr/share/doc/syslinux-common/copyright", "LICENCE.syslinux")],
         // Runs the first sector of the partition that is marked.
         raw: Some(("syslinux-common", "usr/lib/syslinux/mbr/mbr.bin", 0)),
@@ -323,17 +312,11 @@ pub const BOARDS: &[Board] = &[
             "syslinux.cfg",
             "default coracle\nprompt 0\nlabel coracle\n  linux /vmlinuz\n  initrd /initrd.img\n  append WORDS\n",
         )),
-        signatures: Signatures::Kept,
-        command_line: "console=tty0 console=ttyS0,115200 psi=1",
-        emulated: "",
-        patience: 1,
-        timer_is_wide: true,
-        watchdog_works: false,
-        least_memory_mib: None,
         emulator: &["qemu-system-x86"],
         machine: &["qemu-system-x86_64", "-M", "pc", "-m", "256"],
         disk: &["-drive", "DRIVE,if=ide"],
         network: &["-netdev", "user,id=n0", "-device", "e1000,netdev=n0,romfile="],
+        ..PC
     },
 ];
 
