@@ -29,7 +29,7 @@ const USAGE: &str =
           [--without-network]: without NetworkManager and what it needs
   qemu    boots a board's image in QEMU and asks it what a user relies on: --board SLUG
           --without-suites: without the suites of tests that run there, which take minutes
-          --harms: instead, boards on which something is wrong; --storm: an hour of ends; --suites [NAME...]: no board,
+          --harms [WORDS]: instead, boards on which something is wrong; --storm: an hour of ends; --suites [NAME...]: no board,
           but this machine's tests for root with cgroup v2 alone
           --cuts N: instead, power that goes at N moments of each of first boot, pull, start, update and shutdown
   edits   what `cargo build` needs to be told for 32-bit boards, for those who build with tools of their own
@@ -110,7 +110,8 @@ fn emulate(arguments: &[String]) -> anyhow::Result<()> {
         }
         ["--suites", ref names @ ..] => qemu::suites::test(names),
         ["--board", slug, "--storm"] => qemu::storm::storm(image::board::find(slug)?),
-        ["--board", slug, "--harms"] => qemu::harms::harm(image::board::find(slug)?),
+        ["--board", slug, "--harms"] => qemu::harms::harm(image::board::find(slug)?, ""),
+        ["--board", slug, "--harms", only] => qemu::harms::harm(image::board::find(slug)?, only),
         ["--board", slug, "--cuts", count] => {
             qemu::cuts::cut(image::board::find(slug)?, count.parse().context("--cuts needs a number")?)
         }
