@@ -23,7 +23,7 @@ const LONGEST: u32 = 3600;
 /// Modules beside those of boards.
 const MODULES: &[&str] = &["virtio_pci", "9p", "9pnet_virtio", "overlay", "nft_compat", "ext4", "crc32c_generic"];
 
-/// Runs suites; none named: all.
+/// Runs suites; none named: all. `SUITE:WORDS`: those of its tests that have the words in their names.
 ///
 /// # Errors
 /// Tests that fail there.
@@ -79,17 +79,22 @@ fn build(names: &[&str]) -> anyhow::Result<Vec<(String, PathBuf)>> {
     crate::cargo(&["build", "--locked", "-p", "coracle"])?;
     let mut command = Command::new(env!("CARGO"));
     command.args(["test", "--locked", "--no-run", "-p", "coracle-tests", "--message-format", "json"]);
-    command.args(names.iter().flat_map(|name| ["--test", name]));
+    command.args(names.iter().flat_map(|name| ["--test", suite_of(name)]));
     let output = command.stderr(Stdio::inherit()).output().context("starting cargo")?;
     ensure!(output.status.success(), "the suites do not build");
     let messages: Vec<serde_json::Value> =
         output.stdout.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
     let program = |name: &&str| {
-        let message = messages.iter().find(|it| it["target"]["name"] == **name && it["executable"].is_string());
+        let suite = suite_of(name);
+        let message = messages.iter().find(|it| it["target"]["name"] == suite && it["executable"].is_string());
         let path = message.and_then(|it| it["executable"].as_str()).with_context(|| format!("no {name}"))?;
         Ok(((*name).to_owned(), PathBuf::from(path)))
     };
     names.iter().map(program).collect()
+}
+
+fn suite_of(name: &str) -> &str {
+    name.split(':').next().unwrap_or(name)
 }
 
 fn script(programs: &[(String, PathBuf)]) -> anyhow::Result<String> {
@@ -99,10 +104,11 @@ fn script(programs: &[(String, PathBuf)]) -> anyhow::Result<String> {
     let mut text = include_str!("../../../tests/qemu/suites.sh").to_owned();
     for (name, program) in programs {
         text.push_str(&format!(
-            "suite {name} {} {} {} {LONGEST}\n",
+            "suite {name} {} {} {} {LONGEST} {}\n",
             program.display(),
             ours.display(),
-            here.join("tests").display()
+            here.join("tests").display(),
+            name.split_once(':').map_or("", |(_, words)| words)
         ));
     }
     text.push_str("poweroff -f\n");
