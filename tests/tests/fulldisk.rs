@@ -3,7 +3,7 @@
 
 use anyhow::{Context, ensure};
 use coracle_tests::archive::Archive;
-use coracle_tests::board::{Board, REGISTRY, run};
+use coracle_tests::board::{Board, REGISTRY, run, wait_for};
 use coracle_tests::needs;
 use coracle_tests::proxy::{Fault, Proxy};
 use coracle_tests::upload::{Layer, Upload};
@@ -188,6 +188,8 @@ fn services_and_orders_go_on_while_the_disk_is_full_and_the_rest_follows_by_itse
     board.kill_agent()?;
     board.start_agent()?;
     ensure!(board.service("web")?["container"] == first, "web is known");
+    // What it tries now fails yet: the order that follows is given to an agent that has seen it.
+    wait_for("the new agent's first try", || Ok(board.coracle(&["status"])?.contains("No space left")))?;
     std::fs::remove_file(&filler)?;
     let _ = std::fs::remove_file(board.data().join("filler2"));
     board.coracle(&["up", "-d"])?;
