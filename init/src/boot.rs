@@ -302,14 +302,7 @@ fn wait_for_any(sources: &[settings::Source], boot: &settings::Source) -> Option
 
 /// Waits for a partition: drivers find theirs when they like.
 pub fn wait_for(source: &settings::Source, boot: &settings::Source) -> Option<storage::Device> {
-    let begun = Instant::now();
-    loop {
-        let found = storage::find(Path::new("/sys"), source, boot);
-        if found.is_some() || begun.elapsed() > LONGEST_WAIT {
-            return found;
-        }
-        std::thread::sleep(LOOK_AGAIN);
-    }
+    wait_for_any(std::slice::from_ref(source), boot).map(|(device, _)| device)
 }
 
 /// Mounts a partition, or memory in its place, so that whatever comes after finds a folder.

@@ -32,7 +32,7 @@ pub mod sys;
 pub mod units;
 pub mod watchdog;
 
-pub use boot::{BOOT, DATA, STATE};
+pub use boot::{BOOT, STATE};
 pub use pid1::{LACKS, RELEASED};
 
 use log::complain;

@@ -10,7 +10,7 @@ use crate::exit::Code;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::Read;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -81,9 +81,8 @@ fn take(file: &Path, program: &Path) -> Result<String, Failed> {
 
 fn copy(from: &Path, to: &Path) -> Result<(), Failed> {
     let named = |error: std::io::Error| Failed::new(Code::Configuration, format!("{}: {error}", from.display()));
-    let mut source = File::open(from).map_err(named)?;
-    let length = source.seek(SeekFrom::End(0)).map_err(named)?;
-    source.rewind().map_err(named)?;
+    let source = File::open(from).map_err(named)?;
+    let length = source.metadata().map_err(named)?.len();
     if length > MAX_PROGRAM {
         let reason = format!("{}: {length} bytes, and a program has {MAX_PROGRAM} at most", from.display());
         return Err(Failed::new(Code::Configuration, reason));

@@ -69,8 +69,6 @@ pub struct Board {
     pub emulated: &'static str,
     /// How much longer than others it needs, emulated: its processors take turns on one of this machine's.
     pub patience: u32,
-    /// Its timer does not come around: an alarm that is set too late is not missed for an hour.
-    pub timer_is_wide: bool,
     /// Its watchdog works when it is emulated.
     pub watchdog_works: bool,
     /// The least memory in MiB that its image is tried with, where QEMU lets it be chosen.
@@ -146,7 +144,6 @@ const PC: Board = Board {
     command_line: "console=tty0 console=ttyS0,115200 psi=1",
     emulated: "",
     patience: 1,
-    timer_is_wide: true,
     watchdog_works: false,
     least_memory_mib: None,
     emulator: &["qemu-system-x86", "ovmf"],
@@ -197,7 +194,6 @@ pub const BOARDS: &[Board] = &[
         // A register that it lacks; and its watchdog resets at once when it is opened.
         emulated: "initcall_blacklist=bcm2835_power_driver_init coracle.watchdog=0",
         patience: 1,
-        timer_is_wide: false,
         watchdog_works: false,
         least_memory_mib: None,
         emulator: &["qemu-system-arm"],
@@ -226,7 +222,6 @@ pub const BOARDS: &[Board] = &[
         command_line: concat!("console=ttyAMA0,115200 psi=1 gpt ", quick!()),
         emulated: "",
         patience: 1,
-        timer_is_wide: true,
         watchdog_works: false,
         least_memory_mib: Some(64),
         emulator: &["qemu-system-arm"],
@@ -259,7 +254,6 @@ pub const BOARDS: &[Board] = &[
         command_line: concat!("console=ttyS0,115200 psi=1 ", quick!()),
         emulated: "",
         patience: 4,
-        timer_is_wide: true,
         watchdog_works: true,
         least_memory_mib: None,
         emulator: &["qemu-system-arm"],
@@ -291,7 +285,6 @@ pub const BOARDS: &[Board] = &[
         command_line: "console=ttyAMA0,115200 psi=1",
         emulated: "",
         patience: 1,
-        timer_is_wide: true,
         watchdog_works: false,
         least_memory_mib: None,
         emulator: &["qemu-system-arm", "qemu-efi-aarch64"],

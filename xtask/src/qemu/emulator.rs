@@ -77,7 +77,7 @@ impl Emulator {
         let mut command = self.command(program)?;
         let share = self.folder.join("usr/share").display().to_string();
         command.args(machine.iter().map(|word| word.replace("SHARE", &share)));
-        if !(turn.hurried && board.timer_is_wide) {
+        if !turn.hurried {
             command.args(TIME);
         }
         let words = format!("{} loglevel=5 panic=10 {}", board.emulated, turn.words);
@@ -155,8 +155,8 @@ pub struct Turn<'a> {
     pub words: &'a str,
     /// Without a network.
     pub alone: bool,
-    /// By the clock of this machine, where the board can be: its processors run side by side, and no figure of time means
-    /// anything.
+    /// By the clock of this machine: its processors run side by side, and no figure of time means anything. Not for a board
+    /// whose timer comes around ([`TIME`]).
     pub hurried: bool,
     /// More words for QEMU.
     pub more: &'a [&'a str],

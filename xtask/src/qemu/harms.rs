@@ -2,7 +2,7 @@
 //! it is on the console and in their status, and keep what they had.
 
 use super::emulator::Turn;
-use super::{Answers, Given, Lab, is, number, outside};
+use super::{Answers, Given, Lab, copy_card, is, number, outside};
 use crate::debian::run;
 use crate::image::board::{Board, Table};
 use anyhow::{Context, ensure};
@@ -215,7 +215,7 @@ pub fn harm(board: &'static Board, only: &str) -> anyhow::Result<()> {
 /// Another program takes the place of agent and shim, and one that fails does not stay there.
 fn renewed(lab: &Lab, whole: &Path) -> anyhow::Result<()> {
     let card = whole.with_file_name("renewed.img");
-    run(Command::new("cp").arg("--sparse=always").arg(whole).arg(&card))?;
+    copy_card(whole, &card)?;
     let heard = lab.turn_on(2, &Turn { words: "test=renew", ..Turn::new(&card) }, LONGEST)?;
     println!("renewed: {:?}", heard.answers);
     let all = || -> anyhow::Result<()> {
@@ -248,7 +248,7 @@ fn renewed(lab: &Lab, whole: &Path) -> anyhow::Result<()> {
 
 fn harmed(lab: &Lab, board: &Board, whole: &Path, worker: usize, harm: &Harm) -> anyhow::Result<()> {
     let card = whole.with_file_name(format!("harmed{worker}.img"));
-    run(Command::new("cp").arg("--sparse=always").arg(whole).arg(&card))?;
+    copy_card(whole, &card)?;
     for &one in harm.damage {
         match one {
             Damage::Full => {

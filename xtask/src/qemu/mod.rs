@@ -121,7 +121,7 @@ impl Lab {
     /// As the file system says.
     pub fn card(&self, name: &str) -> anyhow::Result<PathBuf> {
         let card = self.folder.join(name);
-        run(Command::new("cp").arg("--sparse=always").arg(&self.image.disk).arg(&card))?;
+        copy_card(&self.image.disk, &card)?;
         Ok(card)
     }
 
@@ -227,6 +227,11 @@ pub fn outside<T: Send>(work: impl FnOnce(&Outside) -> anyhow::Result<T> + Send)
 /// When it cannot be fetched.
 pub fn for_guests() -> anyhow::Result<()> {
     Emulator::fetch(&["qemu-system-x86"])?.script("qemu-system-x86_64", Path::new(coracle_tests::guest::EMULATOR))
+}
+
+/// Of a card, most is empty.
+fn copy_card(from: &Path, to: &Path) -> anyhow::Result<()> {
+    run(Command::new("cp").arg("--sparse=always").arg(from).arg(to))
 }
 
 /// Why boards cannot be emulated here.

@@ -1,8 +1,9 @@
 //! `cargo xtask qemu --suites`: the tests for root of this machine in a virtual machine whose only hierarchy is cgroup v2,
 //! with Debian's newer kernel. Its root is this machine's, which it can read, and what it writes is in its memory.
 
+use super::busybox;
 use super::emulator::Emulator;
-use crate::debian::{Suites, run};
+use crate::debian::run;
 use crate::image::board::{COMMON, find};
 use crate::image::{kernel_of, ramdisk::Archive};
 use crate::install;
@@ -39,11 +40,7 @@ pub fn test(names: &[&str]) -> anyhow::Result<()> {
     for name in ["bin", "proc", "sys", "dev", "host", "over", "root", "modules"] {
         std::fs::create_dir_all(tree.join(name))?;
     }
-    let suites = Suites::open_for(&folder.join("debian"), &["stable"], Some("amd64"))?;
-    suites.unpack("busybox-static")?;
-    let busybox = ["usr/bin/busybox", "bin/busybox"].map(|it| folder.join("debian/busybox-static").join(it));
-    let busybox = busybox.iter().find(|it| it.exists()).context("busybox-static has no busybox")?;
-    std::fs::copy(busybox, tree.join("bin/busybox"))?;
+    std::fs::copy(busybox(board, &folder)?, tree.join("bin/busybox"))?;
     let wanted: Vec<&str> = MODULES.iter().chain(COMMON).copied().collect();
     let chosen = coracle_tests::modules::choose(&kernel.modules, &wanted, &[])?;
     coracle_tests::modules::copy(&kernel.modules, &chosen, board.signatures, &tree.join("modules"))?;
